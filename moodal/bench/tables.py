@@ -1,0 +1,261 @@
+"""Tables of results: one form in memory, written as Markdown, CSV, LaTeX (booktabs) or HTML."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from moodal.core.errors import check
+
+Better = Literal["high", "low"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """One value per seed. ``planned``: seeds that were to be run; ``low`` and ``high``: an interval; ``note``: a remark."""
+
+    values: tuple[float, ...]
+    planned: int | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+    @property
+    def known(self) -> tuple[float, ...]:
+        """The values that are numbers."""
+        return tuple(value for value in self.values if math.isfinite(value))
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds; NaN if a seed has no value, because a mean over the others is another number."""
+        complete = bool(self.values) and len(self.known) == len(self.values)
+        return statistics.fmean(self.values) if complete else float("nan")
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over seeds (N - 1); None for a single seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 and math.isfinite(self.mean) else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; numbers are shown times ``scale`` with ``decimals`` places. ``better`` None: no best value is marked."""
+
+    key: str
+    title: str
+    better: Better | None = None
+    decimals: int = 3
+    scale: float = 1.0
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row; ``cells`` by column key. Rows with ``competes`` False (other protocols) are never marked as best."""
+
+    cells: Mapping[str, Number | str | None]
+    competes: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. Columns may hold text or numbers; an absent cell is shown as a dash."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    caption: str = ""
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        keys = [column.key for column in self.columns]
+        check(len(set(keys)) == len(keys), f"A table has the columns {', '.join(keys)}; each may be there once.")
+
+    def column(self, key: str) -> Column:
+        """The column called ``key``."""
+        return next(column for column in self.columns if column.key == key)
+
+    def best(self, column: Column) -> frozenset[int]:
+        """Rows with the best mean among those that compete, ties included; none where fewer than two compete."""
+        if column.better is None:
+            return frozenset()
+        means = {
+            place: round(cell.mean * column.scale, column.decimals)
+            for place, row in enumerate(self.rows)
+            if row.competes and isinstance(cell := row.cells.get(column.key), Number) and math.isfinite(cell.mean)
+        }
+        if len(means) < 2:
+            return frozenset()
+        top = max(means.values()) if column.better == "high" else min(means.values())
+        return frozenset(place for place, value in means.items() if value == top)
+
+    def markdown(self) -> str:
+        """GitHub's table syntax."""
+        head = [_markdown(column.title) for column in self.columns]
+        rule = ["---:" if self._numeric(column) else "---" for column in self.columns]
+        body = self._body(_markdown, bold=lambda text: f"**{text}**", plus_minus="±", dash="–", minus="−")
+        lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *body)]
+        before = [_markdown(self.caption), ""] if self.caption else []
+        after = ["", *(f"- {_markdown(note)}" for note in self.notes)] if self.notes else []
+        return "\n".join([*before, *lines, *after]) + "\n"
+
+    def csv(self) -> str:
+        """For programs: unscaled numbers in full, with ``<key>_sd`` and ``<key>_seeds`` beside each mean."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([name for column in self.columns for name in self._csv_names(column)])
+        for row in self.rows:
+            writer.writerow([cell for column in self.columns for cell in self._csv_cells(column, row)])
+        return stream.getvalue()
+
+    def latex(self) -> str:
+        """A ``table`` with ``booktabs`` rules; needs ``\\usepackage{booktabs}``."""
+        head = " & ".join(_latex(column.title) for column in self.columns)
+        places = "".join("r" if self._numeric(column) else "l" for column in self.columns)
+        body = self._body(_latex, bold=lambda text: rf"\textbf{{{text}}}", plus_minus=r"$\pm$", dash="--", minus="$-$")
+        lines = [rf"\begin{{tabular}}{{{places}}}", r"\toprule", rf"{head} \\", r"\midrule"]
+        lines += [" & ".join(cells) + r" \\" for cells in body]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        caption = " ".join([self.caption, *self.notes]).strip()
+        after = [rf"\caption{{{_latex(caption)}}}"] if caption else []
+        return "\n".join([r"\begin{table}", r"\centering", *lines, *after, r"\end{table}"]) + "\n"
+
+    def html(self) -> str:
+        """A ``<table>``; every text in it is escaped."""
+        head = "".join(f"<th{self._align(column)}>{html.escape(column.title)}</th>" for column in self.columns)
+        body = self._body(html.escape, bold=lambda text: f"<strong>{text}</strong>", plus_minus="±", dash="–", minus="−")
+        rows = "".join(
+            "<tr>" + "".join(f"<td{self._align(column)}>{cell}</td>" for column, cell in zip(self.columns, cells)) + "</tr>"
+            for cells in body
+        )
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        notes = "".join(f"<p class='note'>{html.escape(note)}</p>" for note in self.notes)
+        return f"<div class='scroll'><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{notes}"
+
+    def _numeric(self, column: Column) -> bool:
+        return any(isinstance(row.cells.get(column.key), Number) for row in self.rows)
+
+    def _align(self, column: Column) -> str:
+        return " class='number'" if self._numeric(column) else ""
+
+    def _body(
+        self, escape: Callable[[str], str], *, bold: Callable[[str], str], plus_minus: str, dash: str, minus: str
+    ) -> list[list[str]]:
+        best = {column.key: self.best(column) for column in self.columns}
+        body = []
+        for place, row in enumerate(self.rows):
+            cells = []
+            for column in self.columns:
+                cell = row.cells.get(column.key)
+                if isinstance(cell, Number):
+                    text = _shown(cell, column, plus_minus=plus_minus, dash=dash, minus=minus) + escape(_remark(cell))
+                else:
+                    text = escape(cell) if cell else dash
+                cells.append(bold(text) if place in best[column.key] else text)
+            body.append(cells)
+        return body
+
+    def _csv_names(self, column: Column) -> list[str]:
+        if not self._numeric(column):
+            return [column.key]
+        interval = [f"{column.key}_low", f"{column.key}_high"] if self._interval(column) else []
+        return [column.key, f"{column.key}_sd", f"{column.key}_seeds", *interval]
+
+    def _csv_cells(self, column: Column, row: Row) -> list[str]:
+        cell, width = row.cells.get(column.key), len(self._csv_names(column))
+        if not isinstance(cell, Number):
+            return [_harmless(cell or ""), *[""] * (width - 1)]
+        interval = [_full(cell.low), _full(cell.high)] if self._interval(column) else []
+        return [_full(cell.mean), _full(cell.deviation), str(len(cell.values)), *interval]
+
+    def _interval(self, column: Column) -> bool:
+        cells = (row.cells.get(column.key) for row in self.rows)
+        return any(isinstance(cell, Number) and cell.low is not None for cell in cells)
+
+
+def _full(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else repr(float(value))
+
+
+def _harmless(text: str) -> str:
+    """Text that a spreadsheet would run as a formula is quoted."""
+    return f"'{text}" if text[:1] in ("=", "+", "@", "\t", "\r") or (text[:1] == "-" and len(text) > 1) else text
+
+
+def _shown(cell: Number, column: Column, *, plus_minus: str, dash: str, minus: str) -> str:
+    """Mean, deviation over seeds and interval, in the numbers of this format."""
+
+    def write(value: float, signed: bool = False) -> str:
+        text = f"{value * column.scale:.{column.decimals}f}"
+        text = text.removeprefix("-") if float(text) == 0 else text
+        sign = "+" if signed and float(text) > 0 else ""
+        return sign + text.replace("-", minus)
+
+    if not math.isfinite(cell.mean):
+        return dash if not cell.values else "not defined"
+    text = write(cell.mean, column.signed)
+    if cell.deviation is not None:
+        text += f" {plus_minus} {write(cell.deviation)}"
+    if cell.low is not None and cell.high is not None and math.isfinite(cell.low) and math.isfinite(cell.high):
+        text += f" [{write(cell.low)}, {write(cell.high)}]"
+    return text
+
+
+def _remark(cell: Number) -> str:
+    remarks = [cell.note] if cell.note else []
+    if cell.planned is not None and len(cell.values) < cell.planned:
+        remarks.append(f"{len(cell.values)} of {cell.planned} seeds")
+    return f" ({'; '.join(remarks)})" if remarks else ""
+
+
+_MARKDOWN = str.maketrans(
+    {"|": "\\|", "*": "\\*", "_": "\\_", "`": "\\`", "[": "\\[", "]": "\\]", "<": "&lt;", ">": "&gt;", "\\": "\\\\", "\n": " ", "\r": " "}
+)
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "$": r"\$",
+        "&": r"\&",
+        "#": r"\#",
+        "%": r"\%",
+        "_": r"\_",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "→": r"$\rightarrow$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "−": "$-$",
+        "±": r"$\pm$",
+        "Δ": r"$\Delta$",
+        "≥": r"$\geq$",
+        "≤": r"$\leq$",
+        "\n": " ",
+    }
+)
+
+
+def _markdown(text: str) -> str:
+    return text.translate(_MARKDOWN)
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def seed_cells(by_seed: Sequence[Mapping[str, float | None]], keys: Sequence[str], *, planned: int | None = None) -> dict[str, Number]:
+    """Cells of ``keys`` from one mapping of scores per seed; a null or absent value is NaN."""
+    columns = {key: [scores.get(key) for scores in by_seed] for key in keys if any(key in scores for scores in by_seed)}
+    return {
+        key: Number(tuple(float("nan") if value is None else float(value) for value in values), planned)
+        for key, values in columns.items()
+    }

@@ -1,0 +1,18 @@
+"""The single table of corpora."""
+
+from __future__ import annotations
+
+from moodal.core.registry import Table
+
+CORPORA = Table(
+    "corpus",
+    {
+        "synthetic": "moodal.data.synthetic:Synthetic",
+        "cmu_mosi": "moodal.data.cmu_mosi:CmuMosi",
+        "ravdess": "moodal.data.ravdess:Ravdess",
+        "mosi": "moodal.data.mosi:Mosi",
+        "mosei": "moodal.data.mosei:Mosei",
+        "sims": "moodal.data.sims:Sims",
+        "sims_v2": "moodal.data.sims_v2:SimsV2",
+    },
+)

@@ -1,0 +1,63 @@
+"""One split in memory, by column: everything a batch needs, gathered without a loop over clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moodal.core.batch import Batch, Dialogue, Stream, Target
+from moodal.core.spec import Modality, Role
+from moodal.data.ragged import Ragged, as_rows
+from moodal.data.transforms import Standardise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """N rows by column. ``target.value``: (N,); ``streams`` and ``explanations``: N rows each."""
+
+    ids: tuple[str, ...]
+    streams: Mapping[Modality, Ragged]
+    explanations: Mapping[Role, Ragged] = field(default_factory=dict)
+    target: Target | None = None
+    words: tuple[str, ...] | None = None
+    dialogue: Dialogue | None = None
+    transforms: Mapping[Modality, Standardise] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, index: Tensor | np.ndarray) -> Batch:
+        """The batch of the rows at ``index`` ((n,) positions), in that order."""
+        where = as_rows(index)
+        chosen = torch.from_numpy(where)
+        target, dialogue = self.target, self.dialogue
+        return Batch(
+            ids=tuple(self.ids[i] for i in where),
+            index=chosen,
+            streams={m: self._stream(m, where) for m in self.streams},
+            target=None if target is None else Target(target.value[chosen], target.valid[chosen]),
+            words=None if self.words is None else tuple(self.words[i] for i in where),
+            explanations={r: stream.pad(where) for r, stream in self.explanations.items()},
+            dialogue=None
+            if dialogue is None
+            else Dialogue(dialogue.conversation[chosen], dialogue.turn[chosen], dialogue.speaker[chosen]),
+        )
+
+    def _stream(self, modality: Modality, where: np.ndarray) -> Stream:
+        padded = self.streams[modality].pad(where)
+        return self.transforms[modality](padded) if modality in self.transforms else padded
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All rows once, in file order."""
+        for part in torch.arange(len(self)).split(size):
+            yield self.rows(part)
+
+    @property
+    def cost(self) -> np.ndarray:
+        """(N,) steps of a row over all its streams: what bucketing sorts by."""
+        columns = [*self.streams.values(), *self.explanations.values()]
+        return np.sum([c.lengths for c in columns], axis=0) if columns else np.zeros(len(self), np.int64)

@@ -1,0 +1,110 @@
+"""Multi-head attention with a LayerNorm of its own before each of query, key and value.
+
+Shapes: N rows, T target steps, S source steps, D width, H heads of width d. The three norms of a self-attention see
+the same input: it is standardised once, and their scales and shifts are folded into the projection, so that query,
+key and value are one matrix product. Source: Rao et al., AAAI 2026, figure 3 (pre-norm attention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-5
+
+
+def uniform_(tensor: Tensor, fan_in: int) -> None:
+    """Fill with the uniform distribution that ``nn.Linear`` uses for weights and biases."""
+    bound = fan_in**-0.5
+    nn.init.uniform_(tensor, -bound, bound)
+
+
+def standardise(values: Tensor) -> Tensor:
+    """LayerNorm without scale and shift over the last axis."""
+    return F.layer_norm(values, (values.shape[-1],), eps=EPSILON)
+
+
+class Attention(nn.Module):
+    """out(softmax(q k^T / sqrt(d)) v) with q, k, v = W LN(x), no biases in the three maps, one in the output map."""
+
+    def __init__(self, width: int, *, heads: int, head_width: int, dropout: float = 0.0):
+        super().__init__()
+        inner = heads * head_width
+        self.heads, self.head_width = heads, head_width
+        # Order along the first axis: query, key, value.
+        self.scale = nn.Parameter(torch.ones(3, width))
+        self.shift = nn.Parameter(torch.zeros(3, width))
+        self.weight = nn.Parameter(torch.empty(3, inner, width))
+        uniform_(self.weight.data, width)
+        self.out = nn.Linear(inner, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, target: Tensor, source: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """(N, T, D) attends to ``source`` (N, S, D), or to itself. ``mask``: (N, S), one real step per row at least."""
+        query, key, value = self._project(target, source)
+        allowed = None if mask is None else mask[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+
+    def at(self, sequence: Tensor, places: Sequence[int], *, mask: Tensor | None = None) -> Tensor:
+        """Self-attention of (N, T, D) evaluated at the steps ``places`` only: (N, len(places), D).
+
+        Keys and values are never formed: W_k moves to the query and W_v behind the weighted mean, because
+        (W_q a)·(W_k b) = (W_k^T W_q a)·b. With few queries this is cheaper by about head_width / len(places).
+        """
+        steps = standardise(sequence)
+        weight, bias = self._folded(0, 3)
+        chosen = torch.stack([steps[:, place] for place in places], dim=1)
+        rows, count, width = chosen.shape
+        by_head = weight.view(3, self.heads, self.head_width, width)
+        shift = bias.view(3, self.heads, self.head_width)
+        query = (F.linear(chosen, weight[: self.inner], bias[: self.inner])).view(-1, self.heads, self.head_width)
+        query = query.transpose(0, 1) * self.head_width**-0.5  # (H, N * count, d)
+        constant = torch.bmm(query, shift[1].unsqueeze(-1))  # equal for all keys of a query
+        reach = torch.cat([torch.bmm(query, by_head[1]), constant], dim=-1).view(self.heads, rows, count, width + 1)
+        reach = reach.permute(1, 2, 0, 3).flatten(1, 2)  # (N, count * H, D + 1)
+        scores = torch.bmm(reach[..., :-1], steps.transpose(1, 2)) + reach[..., -1:]
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, :], float("-inf"))
+        mean = torch.bmm(scores.softmax(dim=-1), steps).view(rows * count, self.heads, width).transpose(0, 1)
+        value = torch.baddbmm(shift[2].unsqueeze(1), mean, by_head[2].transpose(1, 2))  # weights sum to 1: shift once
+        return self.dropout(self.out(value.transpose(0, 1).reshape(rows, count, self.inner)))
+
+    @property
+    def inner(self) -> int:
+        return self.heads * self.head_width
+
+    def _folded(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the maps ``first`` up to ``last`` acting on the standardised input: W (s * x + b)."""
+        weight = self.weight[first:last]
+        bias = weight @ self.shift[first:last].unsqueeze(-1)
+        return (weight * self.scale[first:last].unsqueeze(1)).flatten(0, 1), bias.flatten()
+
+    def _project(self, target: Tensor, source: Tensor | None) -> tuple[Tensor, ...]:
+        if source is None:
+            return self._heads(F.linear(standardise(target), *self._folded(0, 3)), 3)
+        query = self._heads(F.linear(standardise(target), *self._folded(0, 1)), 1)
+        return (*query, *self._heads(F.linear(standardise(source), *self._folded(1, 3)), 2))
+
+    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(N, T, parts * H * d) -> ``parts`` views (N, H, T, d)."""
+        rows, steps, _ = projected.shape
+        return projected.view(rows, steps, parts, self.heads, self.head_width).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class FeedForward(nn.Module):
+    """W2 GELU(W1 LN(x) + b1) + b2."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=EPSILON)
+        self.first = nn.Linear(width, hidden)
+        self.second = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.dropout(self.second(self.dropout(F.gelu(self.first(self.norm(values))))))

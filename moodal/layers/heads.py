@@ -1,0 +1,24 @@
+"""From a vector to the task's outputs."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moodal.core.spec import Classification, Task
+
+
+class Head(nn.Module):
+    """Linear D -> D/2, GELU, dropout, linear to the task's outputs."""
+
+    def __init__(self, width: int, task: Task, *, dropout: float = 0.0):
+        super().__init__()
+        self.single = not isinstance(task, Classification)
+        self.first = nn.Linear(width, width // 2)
+        self.dropout = nn.Dropout(dropout)
+        self.second = nn.Linear(width // 2, task.outputs)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """(N, D) -> (N,) for regression, (N, C) logits for classification."""
+        outputs = self.second(self.dropout(F.gelu(self.first(vector))))
+        return outputs[:, 0] if self.single else outputs

@@ -1,0 +1,289 @@
+"""From a corpus as read to splits that a method can train on: explanations, text, pooling, standardisation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moodal.core.batch import Target
+from moodal.core.errors import DataError
+from moodal.core.files import plain
+from moodal.core.settings import RunConfig, StreamData
+from moodal.core.spec import ROLES, Classification, DataSpec, Modality, Needs, Role, StreamSpec, Task
+from moodal.data import CORPORA
+from moodal.data.corpus import SPLITS, Clip, CorpusFacts, RawCorpus
+from moodal.data.ragged import Ragged
+from moodal.data.split import Split
+from moodal.data.transforms import Standardise, fit, pooled, verify_width
+
+#: Between the transcript and the overall comment (text.md: "text residual").
+JOIN = " | "
+
+#: Called with (done, to do) while something slow is made.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A corpus as a method sees it, and what a run must remember of it (``description``, the content of data.json)."""
+
+    facts: CorpusFacts
+    spec: DataSpec
+    splits: Mapping[str, Split]
+    clips: Mapping[str, tuple[Clip, ...]]
+    description: Mapping[str, Any]
+
+
+def cache_folder() -> Path:
+    """Where states and features that are expensive to make are kept: ``$MOODAL_CACHE`` or ~/.cache/moodal."""
+    return Path(os.environ.get("MOODAL_CACHE") or Path.home() / ".cache" / "moodal")
+
+
+def read_corpus(cfg: RunConfig, *, cache: Path | None = None) -> RawCorpus:
+    """The corpus named by ``cfg`` as its reader gives it."""
+    root = None if cfg.data.root is None else Path(cfg.data.root).expanduser()
+    raw: RawCorpus = CORPORA[cfg.corpus].read(root, cfg.reader, cache or cache_folder())
+    _verify(raw)
+    return raw
+
+
+def _verify(raw: RawCorpus) -> None:
+    """Every split has clips; every stream has a row for each clip."""
+    for split in SPLITS:
+        if not len(raw.positions(split)):
+            raise DataError(f"{raw.facts.name}: the {split} split is empty; training needs clips in train, valid and test.")
+    for name, stream in {**raw.streams, **raw.tokens}.items():
+        if len(stream) != len(raw.clips):
+            raise DataError(f"{raw.facts.name}: {name} has {len(stream)} rows for {len(raw.clips)} clips; import it again.")
+
+
+def prepare(
+    raw: RawCorpus, cfg: RunConfig, needs: Needs, *, stored: Mapping[str, Any] | None = None, progress: Progress | None = None,
+    cache: Path | None = None,
+) -> Prepared:
+    """Make splits of what ``needs`` asks for.
+
+    ``stored``: the data.json of a run whose statistics are used instead of new ones, and whose feature recipe the
+    data must match (``DataError`` naming the difference otherwise).
+    """
+    raw = _explained(raw, cfg, needs)
+    text, explanations, text_facts = _text_streams(raw, cfg, needs, cache or cache_folder(), progress, stored)
+    raw_streams: dict[Modality, Ragged] = {}
+    if text is not None:
+        raw_streams["text"] = text
+    settings: dict[Modality, StreamData] = {"audio": cfg.data.audio, "vision": cfg.data.vision}
+    for name, setting in settings.items():
+        if name in needs.modalities and name in raw.streams:
+            raw_streams[name] = pooled(raw.streams[name], setting.pool).truncated(setting.limit)
+    described = _describe(raw, cfg, tuple(raw_streams), text_facts)
+    if stored is not None:
+        verify_same_recipe(stored, described)
+    transforms = _transforms(raw, raw_streams, settings, stored)
+    description = {**described, "transforms": {name: t.state() for name, t in transforms.items()}}
+    splits = {name: _split(raw, name, raw_streams, explanations, transforms) for name in SPLITS}
+    spec = _spec(raw, cfg, raw_streams, explanations, transforms, text_facts)
+    clips = {name: tuple(raw.clips[i] for i in raw.positions(name)) for name in SPLITS}
+    return Prepared(facts=raw.facts, spec=spec, splits=splits, clips=clips, description=description)
+
+
+def _explained(raw: RawCorpus, cfg: RunConfig, needs: Needs) -> RawCorpus:
+    """Fill absent explanations with measured ones, if the method reads any."""
+    if cfg.data.explainer == "stored" or not (needs.explanations or needs.comment):
+        return raw
+    from moodal.explain.measured import explain_corpus
+
+    return explain_corpus(raw)
+
+
+def _text_streams(
+    raw: RawCorpus, cfg: RunConfig, needs: Needs, cache: Path, progress: Progress | None, stored: Mapping[str, Any] | None
+) -> tuple[Ragged | None, dict[Role, Ragged], dict[str, Any]]:
+    """The text stream, the explanation streams, and what to remember of how they were made."""
+    mode, encoder, limit = cfg.data.text.mode, cfg.data.text.encoder, cfg.data.text.max_tokens
+    reads_text = "text" in needs.modalities
+    texts = _texts(raw, needs) if reads_text else None
+    said: dict[Role, list[str]] = {role: [clip.explanations.get(role, "") for clip in raw.clips] for role in needs.explanations}
+    said = {role: lines for role, lines in said.items() if any(lines)}
+    if mode == "tokens":
+        return _stored_tokens(raw, cfg, needs)
+    from moodal.features.text import encode_frozen, tokenise
+
+    def make(lines: Sequence[str]) -> Ragged:
+        if mode == "finetune":
+            return tokenise(lines, encoder, limit)
+        return encode_frozen(lines, encoder, limit, cache / "text", progress)
+
+    facts: dict[str, Any] = {"mode": mode, "max_tokens": limit, "comment": needs.comment}
+    text: Ragged | None = None
+    if reads_text and mode == "features":
+        if "text" not in raw.streams:
+            raise DataError(f"{raw.facts.name} stores no text features; set data.text.mode to frozen or finetune, which encode its raw text.")
+        text = raw.streams["text"].truncated(limit)
+        facts["features"] = asdict(raw.recipes["text"])
+    elif texts is not None and any(texts):
+        text = make(texts)
+    explanations = {role: make(lines) for role, lines in said.items()}
+    if explanations or (text is not None and mode != "features"):
+        facts |= _encoder_facts(encoder, stored)
+    return text, explanations, facts
+
+
+def _encoder_facts(encoder: str, stored: Mapping[str, Any] | None) -> dict[str, Any]:
+    from moodal.layers.pretrained import resolve
+
+    found = resolve(encoder)
+    return {
+        "encoder": found.name, "revision": found.revision, "tokenizer": found.tokenizer, "width": found.width,
+        "config": dict(found.config),
+    }  # fmt: skip
+
+
+def _texts(raw: RawCorpus, needs: Needs) -> list[str]:
+    """Transcripts, each followed by its overall comment where the method reads one."""
+    if not needs.comment:
+        return [clip.text for clip in raw.clips]
+    return [JOIN.join(part for part in (clip.text, clip.explanations.get("comment", "")) if part) for clip in raw.clips]
+
+
+def _stored_tokens(raw: RawCorpus, cfg: RunConfig, needs: Needs) -> tuple[Ragged | None, dict[Role, Ragged], dict[str, Any]]:
+    """Token ids that came with the corpus; the encoder must know all of them."""
+    limit = cfg.data.text.max_tokens
+    if "text" not in raw.tokens:
+        raise DataError(f"{raw.facts.name} stores no token ids; set data.text.mode to finetune, which tokenises its raw text.")
+    facts = {"mode": "tokens", "max_tokens": limit, "comment": False, **_encoder_facts(cfg.data.text.encoder, None)}
+    vocabulary = int(facts["config"].get("vocab_size", 0))
+    largest = max(int(ids.values.max(initial=0)) for ids in raw.tokens.values())
+    if vocabulary and largest >= vocabulary:
+        raise DataError(
+            f"text was tokenised with ids up to {largest} and {cfg.data.text.encoder} knows {vocabulary}; set data.text.encoder to the encoder it was made for."
+        )
+    roles: dict[Role, Ragged] = {role: raw.tokens[role].truncated(limit) for role in needs.explanations if role in raw.tokens}
+    text = raw.tokens["text"].truncated(limit) if "text" in needs.modalities else None
+    return text, roles, facts
+
+
+def _describe(raw: RawCorpus, cfg: RunConfig, modalities: Sequence[Modality], text: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of data.json: what a number measured on these data depends on."""
+    features = {}
+    for name in ("audio", "vision"):
+        if name in modalities:
+            features[name] = asdict(raw.recipes[name]) | {"processing": asdict(cfg.data.audio if name == "audio" else cfg.data.vision)}
+    by = {role: sorted({clip.explained_by[role] for clip in raw.clips if role in clip.explained_by}) for role in ROLES}
+    task = raw.facts.task
+    kind = {"kind": "classification", "classes": task.classes} if isinstance(task, Classification) else {"kind": "regression", "low": task.low, "high": task.high}
+    return plain(
+        {
+            "corpus": raw.facts.name, "title": raw.facts.title, "language": raw.facts.language, "task": kind,
+            "protocol": raw.facts.protocol, "sizes": {name: len(raw.positions(name)) for name in SPLITS},
+            "features": features, "text": dict(text), "explainer": {role: ", ".join(names) for role, names in by.items() if names},
+            "source": dict(raw.source),
+        }
+    )  # fmt: skip
+
+
+def verify_same_recipe(stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise ``DataError`` naming every difference between the features of a run and those given now."""
+    differences: list[str] = []
+    for part in ("corpus", "task", "features", "text"):
+        differences += _differences(part, stored.get(part), given.get(part))
+    if differences:
+        raise DataError(
+            "the run was made with other features: " + "; ".join(differences) + ". Give data of the run's own recipe, or train a new run."
+        )
+
+
+def _differences(path: str, ours: Any, theirs: Any) -> list[str]:
+    """What a run recorded and these data do not match; of features, also modalities the run did not have."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        known = {**ours, **theirs} if path == "features" else ours
+        keys = [key for key in known if key not in ("config", "channels")]
+        return [line for key in keys for line in _differences(f"{path}.{key}", ours.get(key), theirs.get(key))]
+    return [] if ours == theirs else [f"{path} was {ours!r} and is {theirs!r}"]
+
+
+def _transforms(
+    raw: RawCorpus, streams: Mapping[Modality, Ragged], settings: Mapping[Modality, StreamData], stored: Mapping[str, Any] | None
+) -> dict[Modality, Standardise]:
+    """Statistics of the training split, or those a run remembers."""
+    transforms: dict[Modality, Standardise] = {}
+    for name, setting in settings.items():
+        if name not in streams:
+            continue
+        if stored is not None:
+            state = stored["transforms"].get(name)
+            found = None if state is None else Standardise.from_state(state)
+        else:
+            found = fit(streams[name].select(raw.positions("train")), setting)
+        verify_width(found, name, streams[name].width)
+        if found is not None:
+            transforms[name] = found
+    return transforms
+
+
+def _split(
+    raw: RawCorpus, name: str, streams: Mapping[Modality, Ragged], explanations: Mapping[Role, Ragged], transforms: Mapping[Modality, Standardise]
+) -> Split:
+    where = raw.positions(name)
+    clips = [raw.clips[i] for i in where]
+    return Split(
+        ids=tuple(clip.id for clip in clips),
+        streams={m: stream.select(where) for m, stream in streams.items()},
+        explanations={role: stream.select(where) for role, stream in explanations.items()},
+        target=_target(clips, raw.facts.task),
+        words=tuple(clip.text for clip in clips),
+        transforms=transforms,
+    )
+
+
+def _target(clips: Sequence[Clip], task: Task) -> Target:
+    valid = np.array([clip.label is not None for clip in clips])
+    values = np.array([0.0 if clip.label is None else clip.label for clip in clips])
+    kind = np.int64 if isinstance(task, Classification) else np.float32
+    return Target(torch.from_numpy(values.astype(kind)), torch.from_numpy(valid))
+
+
+def _spec(
+    raw: RawCorpus, cfg: RunConfig, streams: Mapping[Modality, Ragged], explanations: Mapping[Role, Ragged],
+    transforms: Mapping[Modality, Standardise], text: Mapping[str, Any],
+) -> DataSpec:
+    tokens = cfg.data.text.mode in ("finetune", "tokens")
+
+    def written(stream: Ragged) -> StreamSpec:
+        if tokens:
+            return StreamSpec("tokens", int(text["width"]), str(text["encoder"]))
+        return StreamSpec("features", stream.width)
+
+    specs: dict[Modality, StreamSpec] = {}
+    for name, stream in streams.items():
+        if name == "text":
+            specs[name] = written(stream)
+        else:
+            specs[name] = StreamSpec("features", transforms[name].width if name in transforms else stream.width)
+    return DataSpec(
+        streams=specs,
+        task=raw.facts.task,
+        explanations={role: written(stream) for role, stream in explanations.items()},
+        size={name: len(raw.positions(name)) for name in SPLITS},
+    )
+
+
+def from_checkpoint(spec: DataSpec, description: Mapping[str, Any]) -> DataSpec:
+    """``spec`` with the encoder's configuration, so that it is built without pretrained weights."""
+    config = description["text"].get("config")
+
+    def built(stream: StreamSpec) -> StreamSpec:
+        return replace(stream, config=config) if stream.kind == "tokens" else stream
+
+    return replace(
+        spec,
+        streams={name: built(stream) for name, stream in spec.streams.items()},
+        explanations={role: built(stream) for role, stream in spec.explanations.items()},
+    )
+
+

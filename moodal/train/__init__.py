@@ -1,0 +1,1 @@
+"""One loop, one updater, one evaluation. Knows the contract, never a method or a corpus."""

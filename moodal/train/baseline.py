@@ -1,0 +1,37 @@
+"""What a method must beat: the mean (or median class) of the training labels, scored like everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moodal.core.method import Split
+from moodal.core.spec import Classification, Task
+from moodal.metrics import score
+
+
+def baseline_scores(task: Task, splits: Mapping[str, Split], protocol: str) -> dict[str, Any]:
+    """Scores of the constant prediction fitted on the training labels, for valid and test.
+
+    Regression: the mean label. Classification: the commonest class.
+    """
+    labels = _labels(splits["train"])
+    if isinstance(task, Classification):
+        constant: float = float(np.bincount(labels.astype(np.int64)).argmax())
+        name = f"always '{task.classes[int(constant)]}'"
+    else:
+        constant = float(labels.mean())
+        name = f"mean of the training labels ({constant:.3f})"
+    tables = {}
+    for split in ("valid", "test"):
+        truth = _labels(splits[split])
+        guess = np.full(len(truth), constant)
+        tables[split] = score(protocol, guess.astype(np.int64) if isinstance(task, Classification) else guess, truth)
+    return {"name": name, **tables}
+
+
+def _labels(split: Split) -> np.ndarray:
+    assert split.target is not None
+    return split.target.value.numpy()[split.target.valid.numpy()].astype(np.float64)

@@ -1,0 +1,135 @@
+"""The run folder: everything needed to resume a run, to reopen it, and to make every number and plot again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from moodal.core.errors import MoodalError
+from moodal.core.files import aside, read_json, write_json, write_text
+from moodal.core.spec import Classification, Task
+from moodal.train.evaluate import Predictions
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One seed of one configuration. Written whole files at a time; a finished run has ``scores.json``."""
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "scores.json").exists()
+
+    @property
+    def started(self) -> bool:
+        return (self.path / "config.yaml").exists()
+
+    def scores(self) -> dict[str, Any]:
+        return read_json(self.path / "scores.json")
+
+    def data(self) -> dict[str, Any]:
+        return read_json(self.path / "data.json")
+
+    def begin(self, config: str, data: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Write what is known before the first step."""
+        write_json(self.path / "data.json", data)
+        write_json(self.path / "environment.json", environment)
+        write_text(self.path / "config.yaml", config)
+
+    def save(self, name: str, state: Mapping[str, Any]) -> None:
+        """Save a checkpoint (tensors and plain values only) whole or not at all."""
+        with aside(self.path / name) as temporary:
+            try:
+                torch.save(dict(state), temporary)
+            except RuntimeError as fault:  # torch's own writer reports a full disk this way
+                raise MoodalError(
+                    f"{self.path / name} could not be written ({str(fault).splitlines()[0]}); is the disk full? "
+                    "The last saved state is intact: free some space and resume."
+                ) from fault
+
+    def load(self, name: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """Load a checkpoint; code in it is never run."""
+        return load_checkpoint(self.path / name, device)
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write history.csv anew: one row an epoch, the columns of all rows in order of appearance."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        write_text(self.path / "history.csv", _csv(columns, [[row.get(c, "") for c in columns] for row in rows]))
+
+    def write_predictions(self, tables: Mapping[str, Predictions], task: Task) -> None:
+        """Write predictions.csv and inspection.safetensors for the given splits."""
+        classes = task.classes if isinstance(task, Classification) else ()
+        columns = ["split", "id", "target", "prediction", *(f"p_{name}" for name in classes)]
+        rows = [row for split, table in tables.items() for row in _prediction_rows(split, table, classes)]
+        write_text(self.path / "predictions.csv", _csv(columns, rows))
+        inspection = {f"{s}.{n}": np.ascontiguousarray(v) for s, t in tables.items() for n, v in t.inspection.items()}
+        if inspection:
+            with aside(self.path / "inspection.safetensors") as temporary:
+                save_file(inspection, temporary)
+
+    def write_texts(self, clips: Mapping[str, Sequence[Any]]) -> None:
+        """Write texts.jsonl: what was said and explained, for reports. Each clip has id, text, explanations, explained_by."""
+        lines = [
+            json.dumps(
+                {
+                    "split": split, "id": clip.id, "text": clip.text, "explanations": dict(clip.explanations),
+                    "explained_by": dict(clip.explained_by),
+                },
+                ensure_ascii=False,
+            )
+            for split, rows in clips.items()
+            for clip in rows
+        ]  # fmt: skip
+        write_text(self.path / "texts.jsonl", "\n".join(lines) + "\n")
+
+    def finish(self, scores: Mapping[str, Any]) -> None:
+        """Write scores.json, which marks the run as finished."""
+        write_json(self.path / "scores.json", scores)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A file written by ``torch.save``, tensors and plain values only; a sentence for anything else."""
+    if not path.exists():
+        raise MoodalError(f"{path} does not exist; expected a checkpoint there.")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as fault:
+        reason = next((line.strip() for line in str(fault).splitlines() if "Unsupported" in line or "GLOBAL" in line), "it asks to run code")
+        raise MoodalError(f"{path} was refused: it holds more than tensors and plain values ({reason}). Nothing in it was run.") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as fault:
+        raise MoodalError(f"{path} is not a readable checkpoint ({str(fault).splitlines()[0]}); it may be truncated.") from None
+
+
+def _prediction_rows(split: str, table: Predictions, classes: Sequence[str]) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    for place, name in enumerate(table.ids):
+        value, target = table.prediction[place], table.target[place] if table.valid[place] else None
+        if classes:
+            known = "" if target is None else classes[int(target)]
+            rows.append([split, name, known, classes[int(np.argmax(value))], *(repr(float(p)) for p in value)])
+        else:
+            rows.append([split, name, "" if target is None else repr(float(target)), repr(float(value))])
+    return rows
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([["" if isinstance(v, float) and math.isnan(v) else v for v in row] for row in rows])
+    return text.getvalue()
