@@ -157,6 +157,7 @@ def train(
 def write_results(home: RunFolder, tables: Mapping[str, Predictions], data: Prepared, chosen: Mapping[str, Any], seconds: float) -> None:
     """Write predictions, texts and last the scores, which mark the run as finished."""
     home.write_predictions(tables, data.spec.task)
+    home.write_inspection(tables)
     home.write_texts({name: data.clips[name] for name in tables})
     scores = {name: score_table(data.facts.protocol, table) for name, table in tables.items()}
     baseline = baseline_scores(data.spec.task, data.splits, data.facts.protocol)

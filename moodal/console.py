@@ -55,6 +55,7 @@ class TrainingBar:
             f"{self.label} {row['stage']} epoch {row['epoch']}/{self.epochs}  {_losses(losses)}  "
             f"valid {self.metric} {value:.4f}{self._best(best)}  {row['seconds']:.1f} s{mark}",
             highlight=False,
+            soft_wrap=True,
         )
 
     def _best(self, best: float | None) -> str:

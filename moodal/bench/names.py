@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from moodal.bench.tables import Better, Column
-from moodal.core.spec import MODALITIES
 
 #: metric key -> title, better direction, decimals, scale.
 _METRICS: Mapping[str, tuple[str, Better, int, float]] = {
@@ -49,8 +48,3 @@ def ordered(keys: Iterable[str]) -> list[str]:
     """Metrics in the order of tables; unknown ones last, by name."""
     places = {key: place for place, key in enumerate(_METRICS)}
     return sorted(set(keys), key=lambda key: (places.get(key, len(places)), key))
-
-
-def gate_names(width: int) -> tuple[str, ...]:
-    """Names of the columns of "gates": the modalities if there are three, else numbers."""
-    return MODALITIES if width == len(MODALITIES) else tuple(f"part {place + 1}" for place in range(width))

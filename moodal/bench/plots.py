@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moodal.bench.names import gate_names, metric_column
+from moodal.bench.names import metric_column
 from moodal.bench.style import COLOURS, FAINT, GRID, INK, MAP, MODALITY_COLOURS, new_figure, styled, svg
 from moodal.bench.tables import Number
 from moodal.core.errors import check
@@ -71,7 +71,9 @@ def training_curves(
         if column in history:
             colour, x = COLOURS[place % len(COLOURS)], _epochs(history)
             scores.plot(x, history[column], color=colour, label=name, marker="." if len(x) < 40 else None)
-            _mark_best(scores, history, history[column], colour=colour, chosen=chosen[place] if place < len(chosen) else None)
+            _mark_best(
+                scores, history, history[column], colour=colour, chosen=chosen[place] if place < len(chosen) else None
+            )
     title = metric_column(metric or "").title.removesuffix(" %")
     scores.set(title=f"Validation {title}" if drawn else "No validation metric was recorded", xlabel="epoch")
     if drawn:
@@ -89,7 +91,14 @@ def _loss_lines(axes: Any, histories: Sequence[tuple[str, History]]) -> None:
     first = histories[0][1]
     parts = [key for key in first if key not in _NOT_PARTS and not key.startswith(("valid_", "rate"))]
     for place, part in enumerate(parts):
-        axes.plot(_epochs(first), first[part], linestyle=(0, (4, 1.5 + place % 3)), linewidth=1.2, color=COLOURS[-1 - place % 4], label=part)
+        axes.plot(
+            _epochs(first),
+            first[part],
+            linestyle=(0, (4, 1.5 + place % 3)),
+            linewidth=1.2,
+            color=COLOURS[-1 - place % 4],
+            label=part,
+        )
     axes.set(title="Training loss and its parts", xlabel="epoch")
     if axes.lines:
         axes.legend(loc="best")
@@ -101,12 +110,16 @@ def _epochs(history: History) -> list[float]:
     return list(history["epoch"]) if single else [float(place + 1) for place in range(len(history["epoch"]))]
 
 
-def _mark_best(axes: Any, history: History, values: Sequence[float], *, colour: str, chosen: tuple[str, float] | None) -> None:
+def _mark_best(
+    axes: Any, history: History, values: Sequence[float], *, colour: str, chosen: tuple[str, float] | None
+) -> None:
     rows = list(zip(history["stage"], history["epoch"]))
     flagged = [place for place, flag in enumerate(history.get("best", ())) if flag == 1]
     place = rows.index(chosen) if chosen in rows else (flagged[-1] if flagged else None)
     if place is not None and np.isfinite(values[place]):
-        axes.plot(_epochs(history)[place], values[place], "o", color=colour, markersize=8, markeredgecolor="white", zorder=5)
+        axes.plot(
+            _epochs(history)[place], values[place], "o", color=colour, markersize=8, markeredgecolor="white", zorder=5
+        )
         axes.annotate(f"epoch {history['epoch'][place]:.0f}", (_epochs(history)[place], values[place]), xytext=(0, 8),
                       textcoords="offset points", ha="center", fontsize=8, color=colour)  # fmt: skip
 
@@ -140,7 +153,13 @@ def scatter_into(axes: Any, target: Floats, *, prediction: Floats, low: float, h
     axes.scatter(x[order], y[order], c=density[order], cmap="viridis", s=14, alpha=0.85, linewidths=0, rasterized=True)
     if len(x) > 2 and np.ptp(x) > 0:
         slope, start = np.polyfit(x, y, 1)
-        axes.plot([low, high], [start + slope * low, start + slope * high], color=COLOURS[1], linewidth=1.4, label=f"fit, slope {slope:.2f}")
+        axes.plot(
+            [low, high],
+            [start + slope * low, start + slope * high],
+            color=COLOURS[1],
+            linewidth=1.4,
+            label=f"fit, slope {slope:.2f}",
+        )
     if low < 0 < high:
         axes.axhline(0, color="#c0c4cc", linewidth=0.9)
         axes.axvline(0, color="#c0c4cc", linewidth=0.9)
@@ -177,9 +196,13 @@ def confusion_into(axes: Any, target: Floats, *, prediction: Floats, classes: Se
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(counts, (target[keep].astype(np.int64), prediction[keep].astype(np.int64)), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    _heat(axes, shares, [[f"{share:.0%}\n{count}" for share, count in zip(*row)] for row in zip(shares, counts)], top=1.0)
+    _heat(
+        axes, shares, [[f"{share:.0%}\n{count}" for share, count in zip(*row)] for row in zip(shares, counts)], top=1.0
+    )
     axes.set(xlabel="predicted", ylabel="true", title=f"True and predicted classes ({int(keep.sum())} clips)")
-    _ticks(axes, [f"{name}" for name in classes], [f"{name} ({total})" for name, total in zip(classes, counts.sum(axis=1))])
+    _ticks(
+        axes, [f"{name}" for name in classes], [f"{name} ({total})" for name, total in zip(classes, counts.sum(axis=1))]
+    )
 
 
 def _heat(axes: Any, values: Floats, texts: Sequence[Sequence[str]] | None, *, top: float) -> None:
@@ -212,12 +235,23 @@ def routing_map(weights: Floats, target: Floats, *, task: Task) -> bytes:
     figure = new_figure(max(5.0, min(13.0, 0.5 + layers * max(2.9, 0.52 * len(filled) + 0.6))), 1.7 + 0.42 * experts)
     grid = figure.subplots(2, layers, squeeze=False, height_ratios=(1, 2))
     for layer in range(layers):
-        shares = np.array([weights[bins.place == number, layer].mean(axis=0) for number in filled]).reshape(-1, experts).T
+        shares = (
+            np.array([weights[bins.place == number, layer].mean(axis=0) for number in filled]).reshape(-1, experts).T
+        )
         above, below = grid[0][layer], grid[1][layer]
-        above.imshow(weights[order, layer].T, cmap=MAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest", rasterized=True)
+        above.imshow(
+            weights[order, layer].T, cmap=MAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest", rasterized=True
+        )
         above.grid(visible=False)
-        above.set(title=f"Layer {layer + 1}", xticks=[], yticks=range(experts), xlabel="clips, by label" if layer == 0 else "")
-        _heat(below, shares, [[f"{100 * share:.0f}" for share in row] for row in shares], top=max(0.5, float(shares.max(initial=0))))
+        above.set(
+            title=f"Layer {layer + 1}", xticks=[], yticks=range(experts), xlabel="clips, by label" if layer == 0 else ""
+        )
+        _heat(
+            below,
+            shares,
+            [[f"{100 * share:.0f}" for share in row] for row in shares],
+            top=max(0.5, float(shares.max(initial=0))),
+        )
         _ticks(below, names, [f"{number + 1}" for number in range(experts)])
         above.set_yticklabels([f"{number + 1}" for number in range(experts)])
         below.set_xlabel("class (clips)" if isinstance(task, Classification) else "label (clips)")
@@ -227,19 +261,19 @@ def routing_map(weights: Floats, target: Floats, *, task: Task) -> bytes:
 
 
 @styled
-def gate_boxes(gates: Floats, target: Floats, *, task: Task) -> bytes:
-    """Gate weights (N, parts) by label: a box per modality and bin (quartiles, whiskers to 5 and 95 %), clips as dots."""
+def gate_boxes(gates: Floats, target: Floats, *, task: Task, names: Sequence[str]) -> bytes:
+    """Gate weights (N, M) of M named modalities by label: a box per modality and bin (quartiles, whiskers to 5 and 95 %), clips as dots."""
     bins = label_bins(target, task)
     figure = new_figure(max(6.2, min(12.0, 1.5 + 0.95 * len(bins.filled))), 3.2)
-    gates_into(figure.subplots(), gates, bins=bins)
+    gates_into(figure.subplots(), gates, bins=bins, names=names)
     return svg(figure)
 
 
-def gates_into(axes: Any, gates: Floats, *, bins: Bins) -> None:
+def gates_into(axes: Any, gates: Floats, *, bins: Bins, names: Sequence[str]) -> None:
     """Draw :func:`gate_boxes` into given axes."""
     from matplotlib.patches import Patch
 
-    filled, names = bins.filled, gate_names(gates.shape[1])
+    filled = bins.filled
     width = 0.8 / len(names)
     for part, name in enumerate(names):
         colour = MODALITY_COLOURS.get(name, COLOURS[part % len(COLOURS)])
@@ -254,7 +288,10 @@ def gates_into(axes: Any, gates: Floats, *, bins: Bins) -> None:
                          boxprops={"facecolor": colour, "alpha": 0.45, "edgecolor": colour}, manage_ticks=False,
                          medianprops={"color": INK, "linewidth": 1.4}, whiskerprops={"color": colour},
                          capprops={"color": colour})  # fmt: skip
-    handles = [Patch(facecolor=MODALITY_COLOURS.get(name, COLOURS[part % len(COLOURS)]), alpha=0.6, label=name) for part, name in enumerate(names)]
+    handles = [
+        Patch(facecolor=MODALITY_COLOURS.get(name, COLOURS[part % len(COLOURS)]), alpha=0.6, label=name)
+        for part, name in enumerate(names)
+    ]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(names))
     labels = [f"{bins.names[number]}\n({(bins.place == number).sum()})" for number in filled]
     axes.set_xticks(range(len(filled)), labels)
@@ -286,9 +323,23 @@ def _interval_panel(axes: Any, rows: Sequence[tuple[str, Mapping[str, Number]]],
         if cell is None or not np.isfinite(cell.mean):
             continue
         if cell.low is not None and cell.high is not None:
-            axes.plot([cell.low * column.scale, cell.high * column.scale], [place, place], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
+            axes.plot(
+                [cell.low * column.scale, cell.high * column.scale],
+                [place, place],
+                color=colour,
+                linewidth=4,
+                alpha=0.35,
+                solid_capstyle="butt",
+            )
         axes.plot(cell.mean * column.scale, place, "o", color=colour, markersize=6)
-        axes.plot([value * column.scale for value in cell.known], [place] * len(cell.known), "|", color=INK, markersize=7, alpha=0.6)
+        axes.plot(
+            [value * column.scale for value in cell.known],
+            [place] * len(cell.known),
+            "|",
+            color=INK,
+            markersize=7,
+            alpha=0.6,
+        )
     arrow = {"high": " ↑", "low": " ↓", None: ""}[column.better]
     axes.set(title=column.title + arrow, ylim=(len(rows) - 0.4, -0.6))
     axes.set_yticks(range(len(rows)), [name if len(name) <= 34 else f"{name[:33]}…" for name, _ in rows])

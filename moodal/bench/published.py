@@ -30,6 +30,7 @@ class Published:
     table: str
     corpora: tuple[str, ...]
     name: str
+    ours: str  # what the method here calls this row
     method: str | None
     scores: Mapping[str, float]
     protocol: Mapping[str, str]
@@ -38,7 +39,9 @@ class Published:
 
 def published(corpus: str, *, table: str = "results") -> list[Published]:
     """Rows that speak of ``corpus``, in the order of the paper; empty if there are none."""
-    return [row for row in load(Path(__file__).with_name("published.yaml")) if row.table == table and corpus in row.corpora]
+    return [
+        row for row in load(Path(__file__).with_name("published.yaml")) if row.table == table and corpus in row.corpora
+    ]
 
 
 @cache
@@ -49,14 +52,21 @@ def load(file: Path) -> tuple[Published, ...]:
     except (OSError, yaml.YAMLError) as fault:
         raise DataError(f"{file} cannot be read ({str(fault).splitlines()[0]}); repair it.") from fault
     parts = content if isinstance(content, dict) else {}
-    if not all(isinstance(parts.get(name), kind) for name, kind in (("sources", dict), ("protocols", dict), ("tables", list))):
-        raise DataError(f"{file} must hold the mappings 'sources' and 'protocols' and the list 'tables'; add what is missing.")
+    if not all(
+        isinstance(parts.get(name), kind) for name, kind in (("sources", dict), ("protocols", dict), ("tables", list))
+    ):
+        raise DataError(
+            f"{file} must hold the mappings 'sources' and 'protocols' and the list 'tables'; add what is missing."
+        )
     return tuple(_row(file, parts, table, row) for table in parts["tables"] for row in table.get("rows", ()))
 
 
 def _row(file: Path, parts: Mapping[str, Any], table: Mapping[str, Any], row: Mapping[str, Any]) -> Published:
-    name, place = str(row.get("name")), f"{file.name}, table {table.get('name')} of {table.get('corpora')}, row {row.get('name')}"
-    unknown = set(row) - {"name", "method", "protocol", "scores"} or set(table) - _TABLE_KEYS
+    name, place = (
+        str(row.get("name")),
+        f"{file.name}, table {table.get('name')} of {table.get('corpora')}, row {row.get('name')}",
+    )
+    unknown = set(row) - {"name", "ours", "method", "protocol", "scores"} or set(table) - _TABLE_KEYS
     if unknown:
         raise DataError(f"{place}: there is no key {', '.join(sorted(unknown))}; remove it.")
     for kind, key in (("sources", table.get("source")), ("protocols", row.get("protocol"))):
@@ -70,6 +80,7 @@ def _row(file: Path, parts: Mapping[str, Any], table: Mapping[str, Any], row: Ma
         table=str(table.get("name")),
         corpora=tuple(table.get("corpora", ())),
         name=name,
+        ours=str(row.get("ours", name)),
         method=row.get("method"),
         scores=_scores(place, row.get("scores"), set(table.get("percent", ()))),
         protocol={key: str(protocol.get(key, "not stated")) for key in PROTOCOL},
@@ -90,5 +101,7 @@ def _scores(place: str, scores: Any, percent: set[str]) -> dict[str, float]:
             raise DataError(f"{place}: {key} is {value!r}, a number was expected.")
         low, high = (0, 100) if key in percent else (-1 if key == "corr" else 0, 100 if key == "mae" else 1)
         if not low <= value <= high:
-            raise DataError(f"{place}: {key} is {value}, expected {low} to {high}; is it listed under 'percent' as printed?")
+            raise DataError(
+                f"{place}: {key} is {value}, expected {low} to {high}; is it listed under 'percent' as printed?"
+            )
     return {key: value / 100 if key in percent else float(value) for key, value in scores.items()}

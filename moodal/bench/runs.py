@@ -16,7 +16,7 @@ import numpy.typing as npt
 import yaml
 
 from moodal.core.errors import DataError, MoodalError
-from moodal.core.spec import Classification, Regression, Task
+from moodal.core.spec import MODALITIES, Classification, Regression, Task
 
 Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -58,6 +58,7 @@ class ClipText:
     text: str
     explanations: Mapping[str, str] = field(default_factory=dict)
     explained_by: Mapping[str, str] = field(default_factory=dict)
+    group: str = ""  # video, speaker or actor, where the run recorded it
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,30 @@ class StoredRun:
         tensor, table = self.inspection.get(f"{split}.{name}"), self.predictions.get(split)
         return None if tensor is None or table is None or len(tensor) != len(table) else tensor
 
+    def gates(self, split: str) -> tuple[npt.NDArray[Any], tuple[str, ...]] | None:
+        """The gate weights (N, M) of ``split`` and the names of their M modalities; None where there are none."""
+        gates = self.inspected(split, "gates")
+        if gates is None or gates.ndim != 2:
+            return None
+        width, explained = gates.shape[1], set(part(self.data, "explainer"))
+        model = part(self.config, "model")
+        used = tuple(str(name) for name in model.get("modalities") or MODALITIES)
+        stored = {"text", *part(self.data, "features")}
+        if used == ("text",) and model.get("explanations"):
+            present = {"text"} | explained  # with text alone, explanations stand for the others
+        else:
+            present = {name for name in used if name in stored}
+        for names in (MODALITIES, tuple(name for name in MODALITIES if name in present)):
+            if len(names) == width:
+                return gates, names
+        return gates, tuple(f"part {place + 1}" for place in range(width))
+
+    def groups(self, split: str) -> tuple[str, ...] | None:
+        """The group (video, speaker) of each row of ``split``, or None where the run did not record it."""
+        ids = self.predictions[split].ids if split in self.predictions else ()
+        names = tuple(self.texts[split, name].group if (split, name) in self.texts else "" for name in ids)
+        return names if names and all(names) else None
+
     def configuration(self) -> dict[str, Any]:
         """The settings that make results comparable: all but the seed and the machine (its precision stays)."""
         device = self.config.get("device")
@@ -164,7 +189,9 @@ def find_runs(folder: str | Path) -> list[StoredRun]:
         raise DataError(f"{root} is not a folder; give a run folder, or a folder that holds run folders.")
     runs = [StoredRun.open(file.parent) for file in sorted(root.rglob("config.yaml"))]
     if not runs:
-        raise DataError(f"There is no run (a folder with a config.yaml) in {root}; train one first, or give another folder.")
+        raise DataError(
+            f"There is no run (a folder with a config.yaml) in {root}; train one first, or give another folder."
+        )
     return runs
 
 
@@ -180,16 +207,24 @@ def group_seeds(runs: Iterable[StoredRun]) -> list[tuple[StoredRun, ...]]:
         seed, count = Counter(run.seed for run in group).most_common(1)[0]
         if count > 1:
             places = " and ".join(str(run.path) for run in group if run.seed == seed)
-            raise DataError(f"Seed {seed} of {group[0].corpus}/{group[0].method} is there {count} times, in {places}; give each seed once.")
+            raise DataError(
+                f"Seed {seed} of {group[0].corpus}/{group[0].method} is there {count} times, in {places}; give each seed once."
+            )
     return [tuple(sorted(group, key=lambda run: -1 if run.seed is None else run.seed)) for group in groups.values()]
 
 
-def differences(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each configuration, in words, the settings in which it differs from the others ("" if in none)."""
+def differences(configurations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """For each configuration the settings, as "key=value", in which they are not all the same."""
     flat = [_flatten(configuration) for configuration in configurations]
     keys = sorted({key for settings in flat for key in settings})
     varying = [key for key in keys if len({json.dumps(settings.get(key), default=str) for settings in flat}) > 1]
-    return [", ".join(f"{key}={_plain(settings.get(key))}" for key in varying) for settings in flat]
+    return [[f"{key}={_plain(settings.get(key))}" for key in varying] for settings in flat]
+
+
+def part(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping under ``key``; an empty one if there is none."""
+    found = mapping.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -229,7 +264,9 @@ def _piece(file: Path, read: Any, empty: T, missing: dict[str, str]) -> T:
     except MoodalError as fault:
         missing[file.name] = str(fault)
     except Exception as fault:  # a file from elsewhere may be broken in any way, and must not take the others along
-        missing[file.name] = f"{file} cannot be read ({type(fault).__name__}: {fault}); it is damaged, copy or make the run again."
+        missing[file.name] = (
+            f"{file} cannot be read ({type(fault).__name__}: {fault}); it is damaged, copy or make the run again."
+        )
     return empty
 
 
@@ -237,7 +274,9 @@ def _config(file: Path) -> Mapping[str, Any]:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as fault:
-        raise DataError(f"{file} cannot be read ({str(fault).splitlines()[0]}); it is damaged, copy or make the run again.") from fault
+        raise DataError(
+            f"{file} cannot be read ({str(fault).splitlines()[0]}); it is damaged, copy or make the run again."
+        ) from fault
     if not isinstance(config, dict):
         raise DataError(f"{file} holds no settings, a mapping was expected; it is damaged, copy or make the run again.")
     return config
@@ -246,7 +285,9 @@ def _config(file: Path) -> Mapping[str, Any]:
 def _mapping(file: Path) -> Mapping[str, Any]:
     value = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
-        raise DataError(f"{file} holds a {type(value).__name__}, an object was expected; it is damaged, make the run again.")
+        raise DataError(
+            f"{file} holds a {type(value).__name__}, an object was expected; it is damaged, make the run again."
+        )
     return value
 
 
@@ -277,10 +318,16 @@ def _number(cell: str | None) -> float:
 def _predictions(file: Path, task: Task | None) -> Mapping[str, Predictions]:
     columns, rows = _rows(file)
     if not {"split", "id", "target", "prediction"} <= set(columns):
-        raise DataError(f"{file} has the columns {', '.join(columns) or '(none)'}; split, id, target and prediction were expected.")
+        raise DataError(
+            f"{file} has the columns {', '.join(columns) or '(none)'}; split, id, target and prediction were expected."
+        )
     if task is None:
-        raise DataError(f"{file} cannot be understood, because data.json does not say whether these are numbers or classes.")
-    splits = sorted({row["split"] for row in rows}, key=lambda name: (SPLITS.index(name) if name in SPLITS else 9, name))
+        raise DataError(
+            f"{file} cannot be understood, because data.json does not say whether these are numbers or classes."
+        )
+    splits = sorted(
+        {row["split"] for row in rows}, key=lambda name: (SPLITS.index(name) if name in SPLITS else 9, name)
+    )
     return {split: _split(file, [row for row in rows if row["split"] == split], task, columns) for split in splits}
 
 
@@ -304,7 +351,9 @@ def _values(file: Path, cells: Sequence[str], classes: Sequence[str] | None) -> 
     place = {name: float(index) for index, name in enumerate(classes)} | {"": float("nan")}
     unknown = next((cell for cell in cells if cell not in place), None)
     if unknown is not None:
-        raise DataError(f"{file} holds the class '{unknown}', which data.json does not list ({', '.join(classes)}); one of them is damaged.")
+        raise DataError(
+            f"{file} holds the class '{unknown}', which data.json does not list ({', '.join(classes)}); one of them is damaged."
+        )
     return np.array([place[cell] for cell in cells], dtype=np.float64)
 
 
@@ -320,7 +369,10 @@ def _texts(file: Path) -> Mapping[tuple[str, str], ClipText]:
         row = json.loads(line) if line.strip() else {}
         if row:
             texts[str(row["split"]), str(row["id"])] = ClipText(
-                str(row.get("text") or ""), _strings(row.get("explanations")), _strings(row.get("explained_by"))
+                str(row.get("text") or ""),
+                _strings(row.get("explanations")),
+                _strings(row.get("explained_by")),
+                str(row.get("group") or ""),
             )
     return texts
 

@@ -128,9 +128,13 @@ class Table:
     def html(self) -> str:
         """A ``<table>``; every text in it is escaped."""
         head = "".join(f"<th{self._align(column)}>{html.escape(column.title)}</th>" for column in self.columns)
-        body = self._body(html.escape, bold=lambda text: f"<strong>{text}</strong>", plus_minus="±", dash="–", minus="−")
+        body = self._body(
+            html.escape, bold=lambda text: f"<strong>{text}</strong>", plus_minus="±", dash="–", minus="−"
+        )
         rows = "".join(
-            "<tr>" + "".join(f"<td{self._align(column)}>{cell}</td>" for column, cell in zip(self.columns, cells)) + "</tr>"
+            "<tr>"
+            + "".join(f"<td{self._align(column)}>{cell}</td>" for column, cell in zip(self.columns, cells))
+            + "</tr>"
             for cells in body
         )
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
@@ -214,7 +218,19 @@ def _remark(cell: Number) -> str:
 
 
 _MARKDOWN = str.maketrans(
-    {"|": "\\|", "*": "\\*", "_": "\\_", "`": "\\`", "[": "\\[", "]": "\\]", "<": "&lt;", ">": "&gt;", "\\": "\\\\", "\n": " ", "\r": " "}
+    {
+        "|": "\\|",
+        "*": "\\*",
+        "_": "\\_",
+        "`": "\\`",
+        "[": "\\[",
+        "]": "\\]",
+        "<": "&lt;",
+        ">": "&gt;",
+        "\\": "\\\\",
+        "\n": " ",
+        "\r": " ",
+    }
 )
 _LATEX = str.maketrans(
     {
@@ -252,7 +268,9 @@ def _latex(text: str) -> str:
     return text.translate(_LATEX)
 
 
-def seed_cells(by_seed: Sequence[Mapping[str, float | None]], keys: Sequence[str], *, planned: int | None = None) -> dict[str, Number]:
+def seed_cells(
+    by_seed: Sequence[Mapping[str, float | None]], keys: Sequence[str], *, planned: int | None = None
+) -> dict[str, Number]:
     """Cells of ``keys`` from one mapping of scores per seed; a null or absent value is NaN."""
     columns = {key: [scores.get(key) for scores in by_seed] for key in keys if any(key in scores for scores in by_seed)}
     return {

@@ -157,7 +157,7 @@ def make(cfg: SyntheticConfig) -> RawCorpus:
     recipes = {modality: _recipe(cfg, modality) for modality in streams}
     facts = replace(Synthetic.facts, size={s: getattr(cfg, s) for s in SPLITS})
     if cfg.task == "classification":
-        facts = replace(facts, task=Classification(CLASSES), protocol="classes")
+        facts = replace(facts, task=Classification(CLASSES), protocol="emotion")
     return RawCorpus(facts=facts, clips=clips, streams=streams, recipes=recipes, source={"seed": cfg.seed})
 
 
@@ -233,7 +233,8 @@ class _Part:
         after = 0.15 * spoken
         ends = np.cumsum(spoken + after, axis=1)
         scale = 0.95 * self.lengths * self.cfg.hop / ends[:, -1]
-        spans = np.round(np.stack([ends - spoken - after, ends - after], axis=-1) * scale[:, None, None], 3)
+        starts = np.column_stack([np.zeros(self.size), ends[:, :-1]])
+        spans = np.round(np.stack([starts, ends - after], axis=-1) * scale[:, None, None], 3)
         return [row[keep] for row, keep in zip(spans, self.words > 0)]
 
     def word_vectors(self) -> Ragged:

@@ -212,6 +212,7 @@ class TEXT(Method):
         if decisions:
             inspection["routing"] = torch.stack([d.gates.detach() for d in decisions], dim=1)
             features["experts"] = torch.stack([d.experts for d in decisions], dim=1)
+            features["kept"] = torch.stack([d.kept for d in decisions], dim=1)
         return Output(self.head(fused), features=features, inspection=inspection), decisions
 
     def _condition(self, parts: Mapping[str, Sequence], batch: Batch) -> Tensor:
@@ -248,9 +249,7 @@ class TEXT(Method):
         steps = max(streams[name].data.shape[1] for name in names)
         padded = [pad_steps(streams[name].data, streams[name].mask, steps) for name in names]
         ids, mask = torch.cat([data for data, _ in padded]), torch.cat([mask for _, mask in padded])
-        # A row without tokens still needs one step to attend to; what comes out of it is masked or never read.
-        first = torch.arange(steps, device=mask.device) == 0
-        encoded = self.encoder(ids, mask | (first & ~mask.any(dim=1, keepdim=True)))
+        encoded = self.encoder(ids, mask)
         for name, part in zip(names, encoded.split(len(streams[names[0]].data))):
             states[name] = (part[:, : streams[name].data.shape[1]], states[name][1])
         return states

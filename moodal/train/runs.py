@@ -71,12 +71,15 @@ class RunFolder:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         write_text(self.path / "history.csv", _csv(columns, [[row.get(c, "") for c in columns] for row in rows]))
 
-    def write_predictions(self, tables: Mapping[str, Predictions], task: Task) -> None:
-        """Write predictions.csv and inspection.safetensors for the given splits."""
+    def write_predictions(self, tables: Mapping[str, Predictions], task: Task, *, name: str = "predictions.csv") -> None:
+        """Write predictions of the given splits as CSV."""
         classes = task.classes if isinstance(task, Classification) else ()
         columns = ["split", "id", "target", "prediction", *(f"p_{name}" for name in classes)]
         rows = [row for split, table in tables.items() for row in _prediction_rows(split, table, classes)]
-        write_text(self.path / "predictions.csv", _csv(columns, rows))
+        write_text(self.path / name, _csv(columns, rows))
+
+    def write_inspection(self, tables: Mapping[str, Predictions]) -> None:
+        """Write inspection.safetensors: what a method lets one look at, in the row order of the predictions."""
         inspection = {f"{s}.{n}": np.ascontiguousarray(v) for s, t in tables.items() for n, v in t.inspection.items()}
         if inspection:
             with aside(self.path / "inspection.safetensors") as temporary:
