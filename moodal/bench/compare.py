@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from moodal.bench.names import metric_column, ordered
@@ -233,7 +234,5 @@ def _plain_cells(cells: Mapping[str, Number]) -> dict[str, Number]:
     return {key: Number(cell.values, cell.planned, note=cell.note) for key, cell in cells.items()}
 
 
-def _scaled(cell: Number, scale: float) -> Number:
-    ends = (None if end is None else end * scale for end in (cell.low, cell.high))
-    low, high = ends
-    return Number(tuple(value * scale for value in cell.values), cell.planned, low, high, cell.note)
+def _formed(cell: Number, form: Column) -> Number:
+    return replace(cell, form=form)

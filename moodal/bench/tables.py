@@ -18,13 +18,18 @@ Better = Literal["high", "low"]
 
 @dataclass(frozen=True)
 class Number:
-    """One value per seed. ``planned``: seeds that were to be run; ``low`` and ``high``: an interval; ``note``: a remark."""
+    """One value per seed.
+
+    ``planned``: seeds that were to be run; ``low`` and ``high``: an interval; ``note``: a remark; ``form``: a column whose
+    ``decimals``, ``scale`` and ``signed`` count instead of those of the column it stands in.
+    """
 
     values: tuple[float, ...]
     planned: int | None = None
     low: float | None = None
     high: float | None = None
     note: str = ""
+    form: "Column | None" = None
 
     @property
     def known(self) -> tuple[float, ...]:
@@ -193,6 +198,7 @@ def _harmless(text: str) -> str:
 
 def _shown(cell: Number, column: Column, *, plus_minus: str, dash: str, minus: str) -> str:
     """Mean, deviation over seeds and interval, in the numbers of this format."""
+    column = cell.form or column
 
     def write(value: float, signed: bool = False) -> str:
         text = f"{value * column.scale:.{column.decimals}f}"

@@ -1,7 +1,102 @@
-"""The single table of feature extractors, by name, so that readers can ask for one without importing ``features``."""
+"""What readers may know of extractors: the single table of them, their settings, and how they are called.
+
+The extractors themselves are in ``features`` and are imported on use, so that ``data`` does not depend on them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from moodal.core.errors import check
 from moodal.core.registry import Table
+from moodal.data.corpus import FeatureRecipe
+from moodal.data.ragged import Ragged
 
 EXTRACTORS = Table("extractor", {"librosa_33": "moodal.features.audio:Librosa33"})
+
+#: Called with (files done, files to do).
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """A sound file, or a part of an archive: ``size`` bytes from ``start`` of ``path`` (the whole file for None)."""
+
+    path: Path
+    start: int = 0
+    size: int | None = None
+
+    def bytes(self) -> bytes:
+        """The content. Raises OSError."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return file.read() if self.size is None else file.read(self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibrosaSettings:
+    """Settings of ``librosa_33``; times follow from them: a step is ``hop / sample_rate`` seconds.
+
+    ``trim_db``: leading and trailing parts so many decibels below the peak are cut (null: nothing is cut).
+    ``pitch_low``, ``pitch_high``: range of the voice in Hz. ``pitch_resolution``: in semitones. ``mel_low``,
+    ``mel_high``: Hz. ``range_db``: what is quieter than the loudest frame by more is raised to that.
+    """
+
+    sample_rate: int = 16000
+    hop: int = 256
+    window: int = 1024
+    trim_db: float | None = 30.0
+    pitch_low: float = 65.0
+    pitch_high: float = 500.0
+    pitch_resolution: float = 0.1
+    mels: int = 64
+    mel_low: float = 50.0
+    mel_high: float = 8000.0
+    range_db: float = 80.0
+
+    def __post_init__(self) -> None:
+        check(
+            1 <= self.hop <= self.window, f"hop is {self.hop}; it must lie between 1 and the window of {self.window}."
+        )
+        check(
+            0 < self.pitch_low < self.pitch_high,
+            f"pitch_low is {self.pitch_low}; it must be above 0 and below pitch_high.",
+        )
+        check(0 <= self.mel_low < self.mel_high, f"mel_low is {self.mel_low}; it must be 0 or more and below mel_high.")
+        half = self.sample_rate / 2
+        check(
+            max(self.mel_high, self.pitch_high) <= half,
+            f"mel_high is {self.mel_high} and pitch_high {self.pitch_high}; at most half the sample rate, {half}, is there.",
+        )
+        check(self.window * self.pitch_low >= 2 * self.sample_rate, _short_window(self))
+        check(20 <= self.mels <= 256, f"mels is {self.mels}; 20 to 256 are sensible for 20 coefficients.")
+        check(
+            0.01 <= self.pitch_resolution < 1, f"pitch_resolution is {self.pitch_resolution}; give 0.01 to 1 semitones."
+        )
+
+
+def _short_window(cfg: LibrosaSettings) -> str:
+    return (
+        f"window is {cfg.window} samples, shorter than two periods of pitch_low {cfg.pitch_low} Hz; "
+        f"give {int(2 * cfg.sample_rate / cfg.pitch_low) + 1} or more."
+    )
+
+
+class Extractor(Protocol):
+    """An entry of ``EXTRACTORS``: built from its settings; its recipe says what it makes."""
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+
+    def __init__(self, cfg: LibrosaSettings) -> None: ...
+
+    def recipe(self) -> FeatureRecipe: ...
+
+    def extract(
+        self, files: Sequence[MediaFile], cache: Path, *, workers: int = 0, progress: Report | None = None
+    ) -> Ragged:
+        """A row of steps for each file, an empty one where it cannot be read; what is in ``cache`` is not made again."""
+        ...

@@ -1,9 +1,9 @@
 """Reading pickles that hold plain data, and nothing else: a pickle is a program, and this runs only harmless ones.
 
 Allowed: None, booleans, numbers, strings, bytes, lists, tuples, dicts, sets, ordered dicts, and NumPy arrays and
-scalars of booleans, numbers, strings and such objects. The names a pickle may ask for are a closed table, and each leads
-to a function of this file that checks its arguments; no class of the pickle's choice is ever made or touched. Python's
-own ``pickle`` in C reserves memory by numbers found in the file; the one written in Python, used here, does not.
+scalars of booleans, numbers, strings and such objects. The names a pickle may ask for are a closed table, and each
+leads to a function of this file that checks its arguments; no class of the pickle's choice is ever made or touched.
+Python's unpickler in C reserves memory by numbers found in the file; the one written in Python, used here, does not.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ class _Counting(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)
-        self.hash.update(memoryview(buffer)[:count])
+        part = memoryview(buffer)[: 1 << 24]  # at most 16 MiB at once, so that progress is seen
+        count = self._file.readinto(part)
+        self.hash.update(part[:count])
         self.read_bytes += count
         if self._progress is not None:
             self._progress(self.read_bytes, self._size)
@@ -102,7 +103,7 @@ class _Bounded:
         return self._file.readinto(buffer)
 
     def readline(self) -> bytes:
-        line = self._file.readline(1 << 20)
+        line = self._file.readline(self._left)
         self._left -= len(line)
         return line
 
@@ -168,9 +169,7 @@ def _array(data: bytes | str | list[Any], dtype: Any, shape: Any, *, order: str)
     if real.hasobject:
         if not isinstance(data, list) or len(data) != count:
             raise pickle.UnpicklingError("an array of objects is malformed")
-        flat = np.empty(count, dtype=object)
-        flat[:] = data if count else []
-        return flat.reshape(shape, order=order)
+        return np.fromiter(data, dtype=object, count=count).reshape(shape, order=order)
     data = data.encode("latin1") if isinstance(data, str) else data  # written by Python 2
     if not isinstance(data, (bytes, bytearray)) or len(data) != count * real.itemsize:
         raise pickle.UnpicklingError(f"an array of shape {shape} does not have the bytes it needs")
@@ -261,4 +260,4 @@ class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
         raise RefusedPickle("it uses an instruction that plain data does not need; nothing of it was run.")
 
     dispatch[pickle.BUILD[0]] = load_build
-    dispatch.update({code[0]: load_forbidden for code in _FORBIDDEN})
+    dispatch.update(dict.fromkeys((code[0] for code in _FORBIDDEN), load_forbidden))

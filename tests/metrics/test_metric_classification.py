@@ -27,9 +27,13 @@ def test_agrees_with_scikit_learn(seed):
     assert (c.confusion(prediction, target) == library.confusion_matrix(target, prediction)).all()
     assert c.accuracy(prediction, target) == pytest.approx(library.accuracy_score(target, prediction), abs=1e-12)
     assert c.uar(prediction, target) == pytest.approx(library.balanced_accuracy_score(target, prediction), abs=1e-12)
-    assert c.f1_scores(prediction, target) == pytest.approx(library.f1_score(target, prediction, average=None), abs=1e-12)
+    assert c.f1_scores(prediction, target) == pytest.approx(
+        library.f1_score(target, prediction, average=None), abs=1e-12
+    )
     for ours, average in ((c.weighted_f1, "weighted"), (c.macro_f1, "macro")):
-        assert ours(prediction, target) == pytest.approx(library.f1_score(target, prediction, average=average), abs=1e-12)
+        assert ours(prediction, target) == pytest.approx(
+            library.f1_score(target, prediction, average=average), abs=1e-12
+        )
 
 
 def test_weights_of_f1_come_from_the_labels():
@@ -76,7 +80,11 @@ def test_scores_are_read_by_their_largest_column():
 
 def test_recalls_by_name():
     scores = c.recall_scores([0, 1, 1, 0], [0, 1, 0, 0], names=("calm", "angry", "sad"))
-    assert scores["recall/calm"] == pytest.approx(2 / 3) and scores["recall/angry"] == 1 and math.isnan(scores["recall/sad"])
+    assert (
+        scores["recall/calm"] == pytest.approx(2 / 3)
+        and scores["recall/angry"] == 1
+        and math.isnan(scores["recall/sad"])
+    )
 
 
 def test_one_class_only():
@@ -138,7 +146,9 @@ def test_three_class_mode_can_be_perfect():
 
 
 def test_three_class_mode_needs_three_logits():
-    with pytest.raises(MetricError, match=r"prediction has shape \(2, 2\), expected \(N, 3\): negative, neutral, positive"):
+    with pytest.raises(
+        MetricError, match=r"prediction has shape \(2, 2\), expected \(N, 3\): negative, neutral, positive"
+    ):
         c.three_class_scores(np.eye(2), [0, 1])
 
 
@@ -157,7 +167,11 @@ def test_both_definitions_of_shift():
 def test_shift_agrees_with_a_plain_loop_in_any_order_of_rows():
     random = np.random.default_rng(5)
     rows = 200
-    emotion, dialogue, speaker = random.integers(4, size=rows), random.integers(12, size=rows), random.integers(3, size=rows)
+    emotion, dialogue, speaker = (
+        random.integers(4, size=rows),
+        random.integers(12, size=rows),
+        random.integers(3, size=rows),
+    )
     turn = random.permutation(rows)
     for rule, key in (("previous_utterance", dialogue), ("same_speaker", dialogue * 10 + speaker)):
         last: dict[int, int] = {}

