@@ -21,7 +21,7 @@ from moodal.core.errors import MoodalError, did_you_mean
 from moodal.core.files import plain
 from moodal.core.method import Method
 from moodal.core.random import seed_all
-from moodal.core.settings import DeviceConfig, RunConfig
+from moodal.core.settings import DeviceConfig, RunConfig, StageConfig
 from moodal.core.spec import DataSpec
 from moodal.data import CORPORA
 from moodal.methods import METHODS
@@ -44,20 +44,27 @@ def recipes() -> list[str]:
     return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.glob("*/*.yaml"))
 
 
-def configure(recipe: str, overrides: Mapping[str, Any] | None = None, *, file: Path | None = None) -> Resolved:
+def configure(
+    recipe: str, overrides: Mapping[str, Any] | None = None, *, file: Path | None = None, recipe_file: bool = True
+) -> Resolved:
     """Settings of ``recipe`` ("corpus/method"): defaults, then the recipe's file if there is one, then ``overrides``.
 
-    ``file`` replaces the recipe's own YAML file. Raises ``MoodalError`` with every fault found.
+    ``file`` replaces the recipe's own YAML file, ``recipe_file=False`` leaves it out. Raises ``MoodalError`` with every
+    fault found.
     """
     corpus, sign, method = recipe.partition("/")
     if not sign:
         raise MoodalError(f"'{recipe}' is no recipe; expected <corpus>/<method>, for example cmu_mosi/text{did_you_mean(recipe, recipes())}")
     path = file or RECIPES / f"{recipe}.yaml"
     layers: list[Layer] = [("recipe", {"corpus": corpus, "method": method})]
-    if file is not None or path.exists():
+    if file is not None or (recipe_file and path.exists()):
         layers.append((f"recipes/{recipe}.yaml" if file is None else str(file), read_yaml(path)))
     layers.append(("command line", dict(overrides or {})))
-    return resolve(RunConfig, layers, _types(corpus, method))
+    found = resolve(RunConfig, layers, _types(corpus, method))
+    asked = f"{found.config.corpus}/{found.config.method}"
+    if asked != recipe:
+        raise MoodalError(f"the settings name {asked} and the recipe is {recipe}; give the recipe {asked}, or leave corpus and method out.")
+    return found
 
 
 def _types(corpus: str, method: str) -> dict[str, type]:
@@ -134,17 +141,18 @@ def train(
     method = build_method(cfg, data.spec).to(fabric.device)
     if home.started:
         verify_same_recipe(home.data(), data.description)
-    elif fabric.is_global_zero:
-        home.begin(to_yaml(cfg), data.description, environment(fabric, method))
     if cfg.train.compile:
         method.compile()
-    selection = select(cfg, data)
+    selections = {stage.name: select(cfg, data, stage.name) for stage in method.stages()}
     job = Fit(
-        method, data.splits["train"], data.splits["valid"], cfg=cfg, fabric=fabric, folder=home, selection=selection,
+        method, data.splits["train"], data.splits["valid"], cfg=cfg, fabric=fabric, folder=home, selections=selections,
         watcher=watcher or Silent(),
     )  # fmt: skip
+    if fabric.is_global_zero and not home.started:
+        home.begin(to_yaml(cfg), data.description, environment(fabric, method))
     started = time.perf_counter()
     state = job.run()
+    selection = selections[job.stages[-1].name]
     chosen = {"metric": selection.metric, "better": selection.better, "value": state.best, "epoch": state.best_epoch}
     chosen |= {"stage": job.stages[-1].name, "split": "valid"}
     tables = {name: evaluate(method, data.splits[name], size=cfg.train.eval_batch, fabric=fabric) for name in ("valid", "test")}
@@ -169,13 +177,15 @@ def score_table(protocol: str, table: Predictions) -> dict[str, float]:
     return score(protocol, table.prediction, table.target, table.valid)
 
 
-def select(cfg: RunConfig, data: Prepared) -> Selection:
-    """How the epoch is chosen: ``train.select`` or the protocol's own metric, on the validation split."""
+def select(cfg: RunConfig, data: Prepared, stage: str = "") -> Selection:
+    """How an epoch of ``stage`` is chosen: by the stage's own ``select``, ``train.select`` or the protocol's metric, on valid."""
     protocol = protocol_named(data.facts.protocol)
-    metric = cfg.train.select or protocol.selection
+    own = cfg.train.stages.get(stage, StageConfig()).select
+    metric = own or cfg.train.select or protocol.selection
     if metric not in protocol.keys:
+        place = f"train.stages.{stage}.select" if own else "train.select"
         raise MoodalError(
-            f"train.select is '{metric}', which the protocol {protocol.name} does not have; it has {', '.join(protocol.keys)}{did_you_mean(metric, protocol.keys)}"
+            f"{place} is '{metric}', which the protocol {protocol.name} does not have; it has {', '.join(protocol.keys)}{did_you_mean(metric, protocol.keys)}"
         )
     return Selection(metric, protocol.better[metric], lambda table: score_table(protocol.name, table))
 
@@ -199,11 +209,7 @@ def open_run(path: Path, *, overrides: Mapping[str, Any] | None = None, fabric: 
     method = build_method(cfg, spec)
     last = method.stages()[-1].name
     name = f"best-{last}.pt" if home.has(f"best-{last}.pt") else "last.pt"
-    state = home.load(name)["method"]
-    try:
-        method.load_state_dict(state)
-    except RuntimeError as fault:
-        raise MoodalError(f"{path / name} does not fit the run's settings ({str(fault).splitlines()[-1].strip()}); the folder was changed.") from fault
+    home.restore(name, home.load(name), method)
     return OpenedRun(home, cfg, method.to((fabric or Fabric(accelerator="cpu")).device), replace(data, spec=spec))
 
 

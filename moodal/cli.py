@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"stopped and saved. Go on with: {stop}", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("stopped. What was saved before is intact.", file=sys.stderr)
         return INTERRUPTED
@@ -213,11 +216,11 @@ def _parity(options: argparse.Namespace) -> int:
 
     results = check_files([Path(name) for name in options.files])
     for case in results:
-        verdict = "ok" if case.ok else "DIFFERS"
-        print(f"{case.method:12} {case.case:28} largest difference {case.worst:.2e}  allowed {case.tolerance:.0e}  {verdict}")
+        worst, verdict = case.worst, "ok" if case.ok else "DIFFERS"
+        allowed = f"allowed {worst.tolerance:.0e}" if worst.tolerance else "must be equal"
+        print(f"{case.method:8} {case.case:24} largest difference {worst.difference:.1e} ({worst.name}; {allowed})  {verdict}")
     if options.json:
-        cases = {f"{c.method}/{c.case}": {"worst": c.worst, "tolerance": c.tolerance, "ok": c.ok} for c in results}
-        _print_json({"ok": all(c.ok for c in results), "cases": cases})
+        _print_json({"ok": all(case.ok for case in results), "cases": {f"{c.method}/{c.case}": c.to_json() for c in results}})
     return 0 if all(case.ok for case in results) else 1
 
 

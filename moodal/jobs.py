@@ -11,14 +11,22 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
+from moodal.bench.compare import compare_runs
+from moodal.bench.report import report_run
 from moodal.build import (
     Trained, build_method, configure, load_data, make_fabric, open_run, recipes, run_path, score_table, select, stored_config, train,
 )  # fmt: skip
 from moodal.console import TensorBoardLog, TrainingBar, WaitingBar
+from moodal.core.config import to_yaml
 from moodal.core.errors import Interrupted, MoodalError
+from moodal.core.files import folder_aside, sha256
 from moodal.core.settings import RunConfig
+from moodal.core.spec import DataSpec, Modality, StreamSpec
+from moodal.data import CORPORA
+from moodal.interop import CONVERTERS
+from moodal.interop.official import Converted, read_state
 from moodal.metrics.bootstrap import summarise
-from moodal.prepare import Prepared
+from moodal.prepare import Prepared, task_facts
 from moodal.train.evaluate import evaluate
 from moodal.train.fit import Watcher
 from moodal.train.runs import RunFolder
@@ -149,3 +157,77 @@ def check_recipes() -> dict[str, str | None]:
         except MoodalError as fault:
             found[recipe] = str(fault)
     return found
+
+
+def demo(runs: Path) -> str:
+    """Train TEXT on the synthetic corpus, and again on its text alone; compare both with the constant predictor.
+
+    Returns the table and the page to open. Runs that are finished already are not made again.
+    """
+    alone = {"model.modalities": ["text"], "model.explanations": False}
+    names, folders = ["TEXT", "TEXT on text alone"], []
+    for overrides in ({}, alone):
+        found = train_seeds("synthetic/text", overrides, seeds=[1], runs=runs)
+        if found is None:
+            return ""
+        folders += [run.folder for run in found.runs.values()]
+    page = report_run(folders, folders[0] / "report.html", names=names)
+    return f"{compare_runs(folders, names=names).markdown()}\n\nopen {page}"
+
+
+def import_checkpoint(method: str, file: Path, out: Path, overrides: Mapping[str, Any]) -> Path:
+    """Make a run folder from a checkpoint of ``method``'s official code; the run gives the official outputs.
+
+    The corpus is the one whose usual feature widths the checkpoint has, unless ``corpus=NAME`` is given.
+    """
+    if out.exists():
+        raise MoodalError(f"{out} exists already; choose another --out, a run is never overwritten.")
+    found: Converted = CONVERTERS[method](read_state(file))
+    if found.encoder is None:
+        raise MoodalError(f"{file} holds no text encoder (bertmodel.*), which official checkpoints do; save the whole model.")
+    given = dict(overrides)
+    corpus = str(given.pop("corpus", None) or _corpus_of_widths(found.widths))
+    steps = found.settings["max_steps"]
+    whole = {f"data.{name}.limit": steps for name in ("audio", "vision")} | {f"data.{name}.normalise": "none" for name in ("audio", "vision")}
+    text = {"data.text.mode": "tokens", "data.text.encoder": "bert-base-uncased", "data.text.max_tokens": steps}
+    model = {f"model.{key}": value for key, value in found.settings.items()}
+    cfg = configure(f"{corpus}/{method}", {**model, **whole, **text, "data.explainer": "stored", **given}, recipe_file=False).config
+    description = _checkpoint_description(corpus, file, found, cfg)
+    with folder_aside(out) as folder:
+        home = RunFolder(folder)
+        home.begin(to_yaml(cfg), description, {"imported": file.name})
+        built = build_method(cfg, _checkpoint_spec(description))
+        built.load_state_dict(found.state)
+        home.save(f"best-{built.stages()[-1].name}.pt", {"method": built.state_dict()})
+    return out
+
+
+def _checkpoint_description(corpus: str, file: Path, found: Converted, cfg: RunConfig) -> dict[str, Any]:
+    """data.json of an imported checkpoint: of its features only the widths are known."""
+    facts, encoder = CORPORA[corpus].facts, {"model_type": "bert", **(found.encoder or {})}
+    text = {"mode": "tokens", "max_tokens": cfg.data.text.max_tokens, "comment": False, "encoder": cfg.data.text.encoder}
+    return {
+        "corpus": corpus, "title": facts.title, "language": facts.language, "protocol": facts.protocol, "task": task_facts(facts.task),
+        "text": {**text, "width": found.widths["text"], "config": encoder}, "transforms": {},
+        "features": {name: {"width": found.widths[name]} for name in ("audio", "vision")},
+        "source": {"checkpoint": file.name, "sha256": sha256(file)},
+    }  # fmt: skip
+
+
+def _checkpoint_spec(description: Mapping[str, Any]) -> DataSpec:
+    text = description["text"]
+    words = StreamSpec("tokens", text["width"], text["encoder"], text["config"])
+    streams: dict[Modality, StreamSpec] = {"text": words}
+    streams |= {name: StreamSpec("features", part["width"]) for name, part in description["features"].items()}
+    return DataSpec(streams=streams, task=CORPORA[description["corpus"]].facts.task, explanations={"audio": words, "vision": words})
+
+
+def _corpus_of_widths(widths: Mapping[str, int]) -> str:
+    """The corpus whose usual audio and vision widths these are."""
+    for name in CORPORA:
+        usual = CORPORA[name].facts.widths
+        if usual and all(usual.get(m) == widths[m] for m in ("audio", "vision")):
+            return name
+    raise MoodalError(
+        f"no corpus has audio {widths['audio']} and vision {widths['vision']} wide features; say which one it is, for example corpus=mosi."
+    )

@@ -111,7 +111,7 @@ def _text_streams(
     said: dict[Role, list[str]] = {role: [clip.explanations.get(role, "") for clip in raw.clips] for role in needs.explanations}
     said = {role: lines for role, lines in said.items() if any(lines)}
     if mode == "tokens":
-        return _stored_tokens(raw, cfg, needs)
+        return _stored_tokens(raw, cfg, needs, stored)
     from moodal.features.text import encode_frozen, tokenise
 
     def make(lines: Sequence[str]) -> Ragged:
@@ -130,11 +130,11 @@ def _text_streams(
         text = make(texts)
     explanations = {role: make(lines) for role, lines in said.items()}
     if explanations or (text is not None and mode != "features"):
-        facts |= _encoder_facts(encoder, stored)
+        facts |= _encoder_facts(encoder)
     return text, explanations, facts
 
 
-def _encoder_facts(encoder: str, stored: Mapping[str, Any] | None) -> dict[str, Any]:
+def _encoder_facts(encoder: str) -> dict[str, Any]:
     from moodal.layers.pretrained import resolve
 
     found = resolve(encoder)
@@ -151,17 +151,24 @@ def _texts(raw: RawCorpus, needs: Needs) -> list[str]:
     return [JOIN.join(part for part in (clip.text, clip.explanations.get("comment", "")) if part) for clip in raw.clips]
 
 
-def _stored_tokens(raw: RawCorpus, cfg: RunConfig, needs: Needs) -> tuple[Ragged | None, dict[Role, Ragged], dict[str, Any]]:
-    """Token ids that came with the corpus; the encoder must know all of them."""
+def _stored_tokens(
+    raw: RawCorpus, cfg: RunConfig, needs: Needs, stored: Mapping[str, Any] | None
+) -> tuple[Ragged | None, dict[Role, Ragged], dict[str, Any]]:
+    """Token ids that came with the corpus; the encoder must know all of them.
+
+    A run holds its encoder, so a stored run needs none to be found.
+    """
     limit = cfg.data.text.max_tokens
     if "text" not in raw.tokens:
         raise DataError(f"{raw.facts.name} stores no token ids; set data.text.mode to finetune, which tokenises its raw text.")
-    facts = {"mode": "tokens", "max_tokens": limit, "comment": False, **_encoder_facts(cfg.data.text.encoder, None)}
+    encoder = _encoder_facts(cfg.data.text.encoder) if stored is None else dict(stored["text"])
+    facts = {**encoder, "mode": "tokens", "max_tokens": limit, "comment": False}
     vocabulary = int(facts["config"].get("vocab_size", 0))
     largest = max(int(ids.values.max(initial=0)) for ids in raw.tokens.values())
     if vocabulary and largest >= vocabulary:
         raise DataError(
-            f"text was tokenised with ids up to {largest} and {cfg.data.text.encoder} knows {vocabulary}; set data.text.encoder to the encoder it was made for."
+            f"text was tokenised with ids up to {largest} and {cfg.data.text.encoder} knows {vocabulary}; "
+            "set data.text.encoder to the encoder it was made for."
         )
     roles: dict[Role, Ragged] = {role: raw.tokens[role].truncated(limit) for role in needs.explanations if role in raw.tokens}
     text = raw.tokens["text"].truncated(limit) if "text" in needs.modalities else None
@@ -175,16 +182,22 @@ def _describe(raw: RawCorpus, cfg: RunConfig, modalities: Sequence[Modality], te
         if name in modalities:
             features[name] = asdict(raw.recipes[name]) | {"processing": asdict(cfg.data.audio if name == "audio" else cfg.data.vision)}
     by = {role: sorted({clip.explained_by[role] for clip in raw.clips if role in clip.explained_by}) for role in ROLES}
-    task = raw.facts.task
-    kind = {"kind": "classification", "classes": task.classes} if isinstance(task, Classification) else {"kind": "regression", "low": task.low, "high": task.high}
     return plain(
         {
-            "corpus": raw.facts.name, "title": raw.facts.title, "language": raw.facts.language, "task": kind,
+            "corpus": raw.facts.name, "title": raw.facts.title, "language": raw.facts.language,
+            "task": task_facts(raw.facts.task),
             "protocol": raw.facts.protocol, "sizes": {name: len(raw.positions(name)) for name in SPLITS},
             "features": features, "text": dict(text), "explainer": {role: ", ".join(names) for role, names in by.items() if names},
             "source": dict(raw.source),
         }
     )  # fmt: skip
+
+
+def task_facts(task: Task) -> dict[str, Any]:
+    """A task as plain values."""
+    if isinstance(task, Classification):
+        return {"kind": "classification", "classes": list(task.classes)}
+    return {"kind": "regression", "low": task.low, "high": task.high}
 
 
 def verify_same_recipe(stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Tables made from stored runs: scores of one configuration, configurations side by side, ours beside published numbers."""
+"""Tables made from stored runs: scores of one configuration, several side by side, ours beside published numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from moodal.bench.names import metric_column, ordered
 from moodal.bench.published import PROTOCOL, Published, published
 from moodal.bench.runs import StoredRun, differences, find_runs, group_seeds, part
-from moodal.bench.scoring import SplitScorer, SplitScores, baseline_cells, compare, score_split
+from moodal.bench.scoring import Baseline, SplitScorer, SplitScores, baseline, compare, score_split
 from moodal.bench.tables import Column, Number, Row, Table
 from moodal.core.errors import MoodalError, check
 from moodal.metrics.protocol import protocol_named
@@ -61,73 +61,75 @@ def compare_runs(
     """
     groups = as_groups(runs)
     scored = [score_split(group, split, planned=planned, resamples=0) for group in groups]
+    constant = baseline(groups[0], scored[0], split, resamples=0)
     return comparison_table(
-        groups, scored, names=labels(groups, names), split=split, metric=metric, resamples=resamples
+        groups[0], scored, labels(groups, names), constant=constant, split=split, metric=metric, resamples=resamples
     )
 
 
 def comparison_table(
-    groups: Sequence[Group],
+    first: Group,
     scored: Sequence[SplitScores],
-    *,
     names: Sequence[str],
+    *,
+    constant: Baseline | None,
     split: str,
-    metric: str | None,
-    resamples: int,
+    metric: str | None = None,
+    resamples: int = 1000,
 ) -> Table:
-    """The table of :func:`compare_runs` from scores at hand."""
-    metric = metric or _main_metric(groups[0][0])
-    scorers = [_scorer(group, split) for group in groups]
+    """The table of :func:`compare_runs` from scores at hand, those of ``first`` in front."""
+    metric = metric or _main_metric(first[0])
+    scorers = [scores.scorer for scores in scored]
+    rows: list[dict[str, Number | str]] = [
+        {"name": name, **_plain_cells(scores.cells)} for name, scores in zip(names, scored)
+    ]
     notes = [note for scores in scored for note in scores.notes]
-    rows = [{"name": name, **_plain_cells(scores.cells)} for name, scores in zip(names, scored)]
-    baseline = baseline_cells(groups[0], split, resamples=0)
-    if baseline is not None:
-        rows.append({"name": baseline[0], **baseline[1]})
-        scorers.append(baseline[2])
-    else:
+    if constant is None:
         notes.append("The constant predictor is left out: scores.json has no 'baseline'.")
+    else:
+        rows.append({"name": constant.name, **_plain_cells(constant.cells)})
+        scorers.append(constant.scorer)
     for place in range(1, len(rows)):
-        rows[place] |= _difference(scorers[0], scorers[place], metric, resamples, notes, rows[place]["name"])
+        rows[place] |= _difference(scorers[0], scorers[place], metric, resamples, notes, str(rows[place]["name"]))
     keys = ordered(key for row in rows for key in row if key not in ("name", "p", "difference"))
-    title = metric_column(metric).title
-    columns = [Column("name", "Configuration"), *(metric_column(key) for key in keys)]
+    columns = [Column("name", "Configuration")]
     if any("difference" in row for row in rows):
-        shown = metric_column(metric)
-        columns += [
-            Column("difference", f"Δ {title} to the first [95 %]", None, shown.decimals, shown.scale, signed=True),
-            Column("p", "p", None),
-        ]
-        notes.append(
-            f"Δ: this row minus the first, paired bootstrap over the same {split} clips ({resamples} resamples of {_unit(scorers[0])}); "
-            "with several seeds, of the mean over seeds."
-        )
-    return Table(
-        tuple(columns), tuple(Row(row) for row in rows), caption=f"Scores on {split}", notes=tuple(dict.fromkeys(notes))
+        form = metric_column(metric)
+        columns.append(Column("difference", f"Δ {form.title} [95 %]", None, form.decimals, form.scale, signed=True))
+        columns.append(Column("p", "p"))
+        notes.append(_difference_note(scorers[0], split, resamples))
+    columns += [metric_column(key) for key in keys]
+    unique = tuple(dict.fromkeys(notes))
+    return Table(tuple(columns), tuple(Row(row) for row in rows), caption=f"Scores on {split}", notes=unique)
+
+
+def _difference_note(scorer: SplitScorer | None, split: str, resamples: int) -> str:
+    unit = "whole videos or speakers" if scorer is not None and scorer.groups is not None else "clips"
+    return (
+        f"Δ: the row minus the first row; paired bootstrap, {resamples} resamples of the {unit} of {split}; "
+        "with several seeds, of the mean over seeds."
     )
 
 
 def difference_table(
-    first: Group, second: Group, *, names: tuple[str, str], split: str = "test", resamples: int = 1000
+    first: SplitScores, second: SplitScores, *, names: tuple[str, str], split: str = "test", resamples: int = 1000
 ) -> Table:
-    """Every metric of two configurations, with the paired difference, its 95 % interval and p value."""
-    one, two = SplitScorer(first, split), SplitScorer(second, split)
-    found = compare(two, one, keys=one.protocol.keys, resamples=resamples)
-    cells = [score_split(group, split, resamples=0).cells for group in (first, second)]
+    """Every metric of two configurations, with the paired difference, its 95 % interval and p value.
+
+    Raises ``MoodalError`` where predictions are missing or do not speak of the same clips.
+    """
+    if first.scorer is None or second.scorer is None:
+        raise MoodalError("The predictions of one side cannot be read; evaluate that run again.")
+    keys = first.scorer.protocol.keys
+    found = compare(second.scorer, first.scorer, keys=keys, resamples=resamples)
     rows = []
-    for key in ordered(one.protocol.keys):
-        scale, result = metric_column(key).scale, found[key]
-        sides = {f"side{place}": _scaled(side[key], scale) for place, side in enumerate(cells)}
-        gap = Number((result.difference * scale,), low=result.low * scale, high=result.high * scale)
-        rows.append(
-            Row({"metric": metric_column(key).title, **sides, "difference": gap, "p": Number((result.p_value,))})
-        )
-    columns = (
-        Column("metric", "Metric"),
-        Column("side0", names[0]),
-        Column("side1", names[1]),
-        Column("difference", "Difference [95 %]", signed=True),
-        Column("p", "p"),
-    )
+    for key in ordered(keys):
+        form, result = metric_column(key), found[key]
+        gap = Number((result.difference,), low=result.low, high=result.high, form=replace(form, signed=True))
+        sides = {f"side{place}": _formed(side.cells[key], form) for place, side in enumerate((first, second))}
+        rows.append(Row({"metric": form.title, **sides, "difference": gap, "p": _p_value(result.p_value, resamples)}))
+    titles = {"metric": "Metric", "side0": names[0], "side1": names[1], "difference": "Difference [95 %]", "p": "p"}
+    columns = tuple(Column(key, title) for key, title in titles.items())
     return Table(columns, tuple(rows), caption=f"{names[1]} minus {names[0]} on {split}")
 
 
@@ -137,9 +139,7 @@ def scores_table(scored: Mapping[str, SplitScores]) -> Table:
     rows = []
     for key in keys:
         column = metric_column(key)
-        cells = {
-            split: _scaled(scores.cells[key], column.scale) for split, scores in scored.items() if key in scores.cells
-        }
+        cells = {split: _formed(scores.cells[key], column) for split, scores in scored.items() if key in scores.cells}
         arrow = {"high": " ↑", "low": " ↓", None: ""}[column.better]
         rows.append(Row({"metric": column.title + arrow, **cells}))
     columns = (Column("metric", "Metric"), *(Column(split, split) for split in scored))
@@ -148,7 +148,7 @@ def scores_table(scored: Mapping[str, SplitScores]) -> Table:
 
 
 def published_table(group: Group, scores: SplitScores, *, name: str) -> Table | None:
-    """Ours beside the published numbers on this corpus, differences in protocol as columns; None if nothing is published."""
+    """Ours beside the published numbers on this corpus, protocols as columns; None if nothing is published."""
     others = published(group[0].corpus)
     if not others:
         return None
@@ -158,7 +158,9 @@ def published_table(group: Group, scores: SplitScores, *, name: str) -> Table | 
     rows += [published_row(row) for row in others]
     shown = [Column("name", "Method"), *(metric_column(key, marked=False) for key in keys)]
     shown += [Column(key, title) for key, title in PROTOCOL.items()]
-    return Table((*shown, Column("source", "Source")), tuple(rows))
+    return Table(
+        (*shown, Column("source", "Source")), tuple(rows), notes=tuple(dict.fromkeys(row.citation for row in others))
+    )
 
 
 def published_row(row: Published) -> Row:
@@ -205,8 +207,15 @@ def _difference(
     except (MoodalError, KeyError) as fault:
         notes.append(f"No difference is tested for {name}: {fault}")
         return {}
-    p_value = f"< {1 / (1 + resamples):.2g}" if found.p_value <= 1.5 / (1 + resamples) else f"{found.p_value:.3f}"
-    return {"difference": Number((found.difference,), low=found.low, high=found.high), "p": p_value}
+    gap = Number((found.difference,), low=found.low, high=found.high)
+    return {"difference": gap, "p": _p_value(found.p_value, resamples)}
+
+
+def _p_value(value: float, resamples: int) -> str:
+    """As far as that many resamples can tell."""
+    if value != value:
+        return "not defined"
+    return f"≤\N{NO-BREAK SPACE}{1 / (1 + resamples):.2g}" if value <= 1.5 / (1 + resamples) else f"{value:.3f}"
 
 
 def _main_metric(run: StoredRun) -> str:
@@ -216,17 +225,6 @@ def _main_metric(run: StoredRun) -> str:
         return str(chosen or "mae")
     protocol = protocol_named(run.protocol)
     return str(chosen) if chosen in protocol.keys else protocol.selection
-
-
-def _scorer(group: Group, split: str) -> SplitScorer | None:
-    try:
-        return SplitScorer(group, split)
-    except MoodalError:
-        return None
-
-
-def _unit(scorer: SplitScorer | None) -> str:
-    return "whole videos or speakers" if scorer is not None and scorer.groups is not None else "clips"
 
 
 def _plain_cells(cells: Mapping[str, Number]) -> dict[str, Number]:

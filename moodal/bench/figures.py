@@ -49,7 +49,10 @@ def score_intervals(rows: Sequence[tuple[str, Mapping[str, Number]]]) -> list[st
     keys = ordered({key for _, cells in rows for key, cell in cells.items() if cell.low is not None})
     if not keys:
         return []
-    caption = "Scores on test: mean over seeds (dot), each seed (tick), 95 % bootstrap interval over clips (bar). Arrows: which way is better."
+    caption = (
+        "Scores on test: mean over seeds (dot), each seed (tick), 95 % bootstrap interval over clips (bar). "
+        "Arrows: which way is better."
+    )
     return _guarded("score intervals", lambda: [html.figure(plots.interval_bars(rows, keys=keys), caption=caption)])
 
 
@@ -115,8 +118,8 @@ def _routing(run: StoredRun) -> list[str]:
         raise MoodalError("the run recorded no routing; this method or setting has no experts.")
     drawn = plots.routing_map(weights, run.predictions[split].target, task=task)
     caption = (
-        f"Seed {run.seed}, {split}. Which expert took which clip: above, each clip is a column, in the order of its label, darker is more "
-        "weight; below, the mean weight in per cent of each expert by label."
+        f"Seed {run.seed}, {split}. Which expert took which clip: above, each clip is a column, in order of label, "
+        "darker is more weight; below, the mean weight in per cent of each expert by label."
     )
     return [html.figure(drawn, caption=caption)]
 
@@ -127,5 +130,8 @@ def _gates(run: StoredRun) -> list[str]:
     if found is None or task is None:
         raise MoodalError("the run recorded no gate weights; this method or setting has no gates.")
     drawn = plots.gate_boxes(found[0], run.predictions[split].target, task=task, names=found[1])
-    caption = f"Seed {run.seed}, {split}. Share of each modality in the fused summary: quartiles, whiskers from 5 to 95 %, dots are clips."
+    caption = (
+        f"Seed {run.seed}, {split}. Share of each modality in the fused summary: quartiles, whiskers from 5 to 95 %, "
+        "dots are clips."
+    )
     return [html.figure(drawn, caption=caption)]

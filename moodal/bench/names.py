@@ -8,6 +8,8 @@ from moodal.bench.tables import Better, Column
 
 #: metric key -> title, better direction, decimals, scale.
 _METRICS: Mapping[str, tuple[str, Better, int, float]] = {
+    "mae": ("MAE", "low", 3, 1.0),
+    "corr": ("Corr", "high", 3, 1.0),
     "acc2_has0": ("Acc-2 has0 %", "high", 2, 100.0),
     "acc2_non0": ("Acc-2 non0 %", "high", 2, 100.0),
     "f1_has0": ("F1 has0 %", "high", 2, 100.0),
@@ -19,9 +21,7 @@ _METRICS: Mapping[str, tuple[str, Better, int, float]] = {
     "acc3": ("Acc-3 %", "high", 2, 100.0),
     "acc5": ("Acc-5 %", "high", 2, 100.0),
     "acc7": ("Acc-7 %", "high", 2, 100.0),
-    "mae": ("MAE", "low", 3, 1.0),
     "rmse": ("RMSE", "low", 3, 1.0),
-    "corr": ("Corr", "high", 3, 1.0),
     "ccc": ("CCC", "high", 3, 1.0),
     "accuracy": ("Accuracy %", "high", 2, 100.0),
     "uar": ("UAR %", "high", 2, 100.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from moodal.core.spec import Classification, Task
 Floats = npt.NDArray[np.float64]
 History = Mapping[str, tuple[Any, ...]]
 
+#: A legend that fits beside a title.
+_TIGHT = {"handlelength": 1.0, "columnspacing": 1.0, "handletextpad": 0.5}
 #: Columns of history.csv that are no part of the loss.
 _NOT_PARTS = ("stage", "epoch", "seconds", "loss", "rate", "best")
 
@@ -49,7 +52,7 @@ def label_bins(target: Floats, task: Task) -> Bins:
         return Bins(place, tuple(f"{centre:+.0f}" if centre else "0" for centre in centres))
     edges = np.linspace(task.low, task.high, 6)
     place[labelled] = np.clip(np.searchsorted(edges, target[labelled], side="right") - 1, 0, 4)
-    return Bins(place, tuple(f"{low:.2g} to {high:.2g}" for low, high in zip(edges[:-1], edges[1:])))
+    return Bins(place, tuple(f"{low:.2g} to {high:.2g}" for low, high in pairwise(edges)))
 
 
 @styled
@@ -125,12 +128,14 @@ def _mark_best(
 
 
 def _mark_stages(axes: Any, history: History) -> None:
+    """A line and a name where a stage begins, on axes that show something."""
     stages = history["stage"]
     starts = [place for place in range(1, len(stages)) if stages[place] != stages[place - 1]]
-    for place in starts:
+    for place in starts if axes.lines else []:
         axes.axvline(place + 0.5, color=FAINT, linewidth=0.8, linestyle=":")
-    for place in [0, *starts] if starts else []:
-        axes.text(place + 0.7, 0.02, stages[place], transform=axes.get_xaxis_transform(), fontsize=7, color=FAINT)
+    for place in [0, *starts] if starts and axes.lines else []:
+        corner = axes.get_xaxis_transform()
+        axes.text(place + 0.7, 0.02, stages[place], transform=corner, fontsize=7, color=FAINT, in_layout=False)
 
 
 @styled
@@ -163,8 +168,8 @@ def scatter_into(axes: Any, target: Floats, *, prediction: Floats, low: float, h
     if low < 0 < high:
         axes.axhline(0, color="#c0c4cc", linewidth=0.9)
         axes.axvline(0, color="#c0c4cc", linewidth=0.9)
-    axes.set(xlim=(low - margin, high + margin), ylim=(bottom - margin, top + margin), xlabel="target", ylabel="prediction",
-             title=f"Prediction against target ({len(x)} clips)")  # fmt: skip
+    axes.set(xlim=(low - margin, high + margin), ylim=(bottom - margin, top + margin))
+    axes.set(xlabel="target", ylabel="prediction", title=f"Prediction against target ({len(x)} clips)")
     axes.legend(loc="upper left")
 
 
@@ -216,7 +221,8 @@ def _heat(axes: Any, values: Floats, texts: Sequence[Sequence[str]] | None, *, t
 
 
 def _ticks(axes: Any, bottom: Sequence[str], left: Sequence[str]) -> None:
-    crowded = max((len(name) for name in bottom), default=0) * len(bottom) > 48
+    widest = max((len(line) for name in bottom for line in name.split("\n")), default=0)
+    crowded = widest * len(bottom) > 48
     axes.set_xticks(range(len(bottom)), bottom, rotation=35 if crowded else 0, ha="right" if crowded else "center")
     axes.set_yticks(range(len(left)), left)
 
@@ -262,7 +268,10 @@ def routing_map(weights: Floats, target: Floats, *, task: Task) -> bytes:
 
 @styled
 def gate_boxes(gates: Floats, target: Floats, *, task: Task, names: Sequence[str]) -> bytes:
-    """Gate weights (N, M) of M named modalities by label: a box per modality and bin (quartiles, whiskers to 5 and 95 %), clips as dots."""
+    """Gate weights (N, M) of M named modalities by label: a box per modality and bin, every clip a dot.
+
+    Boxes are quartiles, whiskers go from 5 to 95 %.
+    """
     bins = label_bins(target, task)
     figure = new_figure(max(6.2, min(12.0, 1.5 + 0.95 * len(bins.filled))), 3.2)
     gates_into(figure.subplots(), gates, bins=bins, names=names)
@@ -284,24 +293,36 @@ def gates_into(axes: Any, gates: Floats, *, bins: Bins, names: Sequence[str]) ->
             spread = np.random.default_rng(0).uniform(-0.3, 0.3, len(group)) * width
             axes.plot(place + spread, group, ".", color=colour, alpha=0.25, markersize=2.5, rasterized=True, zorder=1)
         if groups:
-            axes.boxplot(groups, positions=places, widths=width * 0.78, whis=(5, 95), showfliers=False, patch_artist=True,
-                         boxprops={"facecolor": colour, "alpha": 0.45, "edgecolor": colour}, manage_ticks=False,
-                         medianprops={"color": INK, "linewidth": 1.4}, whiskerprops={"color": colour},
-                         capprops={"color": colour})  # fmt: skip
+            axes.boxplot(groups, positions=places, widths=width * 0.78, **_box_look(colour))
     handles = [
         Patch(facecolor=MODALITY_COLOURS.get(name, COLOURS[part % len(COLOURS)]), alpha=0.6, label=name)
         for part, name in enumerate(names)
     ]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(names))
+    axes.legend(
+        handles=handles, loc="lower right", bbox_to_anchor=(1.0, 0.98), borderaxespad=0.2, ncols=len(names), **_TIGHT
+    )
     labels = [f"{bins.names[number]}\n({(bins.place == number).sum()})" for number in filled]
     axes.set_xticks(range(len(filled)), labels)
-    axes.set(title="Gate weights by label", ylabel="weight", ylim=(-0.02, 1.02), xlim=(-0.6, len(filled) - 0.4))
+    axes.set(title="Gates by label", ylabel="weight", ylim=(-0.02, 1.02), xlim=(-0.6, len(filled) - 0.4))
     axes.grid(visible=False, axis="x")
+
+
+def _box_look(colour: str) -> dict[str, Any]:
+    return {
+        "whis": (5, 95),
+        "showfliers": False,
+        "patch_artist": True,
+        "manage_ticks": False,
+        "boxprops": {"facecolor": colour, "alpha": 0.45, "edgecolor": colour},
+        "medianprops": {"color": INK, "linewidth": 1.4},
+        "whiskerprops": {"color": colour},
+        "capprops": {"color": colour},
+    }
 
 
 @styled
 def interval_bars(rows: Sequence[tuple[str, Mapping[str, Number]]], *, keys: Sequence[str]) -> bytes:
-    """One panel per metric, one bar per row: mean over seeds, 95 % interval over clips, and a small dot for each seed."""
+    """One panel per metric, one bar per row: mean over seeds, 95 % interval over clips, a tick for each seed."""
     keys = [key for key in keys if any(key in cells and np.isfinite(cells[key].mean) for _, cells in rows)]
     check(bool(keys), "There is no score to plot; the runs have none in common.")
     across = min(3, len(keys))

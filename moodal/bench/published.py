@@ -25,7 +25,7 @@ PROTOCOL: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Published:
-    """One row of a paper's table. ``scores``: shares where the paper prints per cent; ``protocol``: keys of ``PROTOCOL``."""
+    """One row of a paper's table. ``scores``: shares where it prints per cent; ``protocol``: keys of ``PROTOCOL``."""
 
     table: str
     corpora: tuple[str, ...]
@@ -34,7 +34,8 @@ class Published:
     method: str | None
     scores: Mapping[str, float]
     protocol: Mapping[str, str]
-    source: str
+    source: str  # short, for a column
+    citation: str  # in full
 
 
 def published(corpus: str, *, table: str = "results") -> list[Published]:
@@ -84,7 +85,8 @@ def _row(file: Path, parts: Mapping[str, Any], table: Mapping[str, Any], row: Ma
         method=row.get("method"),
         scores=_scores(place, row.get("scores"), set(table.get("percent", ()))),
         protocol={key: str(protocol.get(key, "not stated")) for key in PROTOCOL},
-        source=f"{source['citation']} {source['link']}".strip(),
+        source=str(source["short"]),
+        citation=f"{source['short']}: {source['citation']} {source['link']}",
     )
 
 

@@ -21,8 +21,7 @@ from moodal.bench.figures import routing_and_gates, run_plots, score_intervals
 from moodal.bench.names import metric_column
 from moodal.bench.page import Page
 from moodal.bench.runs import StoredRun, part
-from moodal.bench.scoring import SplitScores, baseline_cells, score_split
-from moodal.bench.tables import Table
+from moodal.bench.scoring import SplitScores, baseline, score_split
 from moodal.bench.worst import worst_clips
 from moodal.core.errors import MoodalError
 from moodal.core.files import write_text
@@ -144,7 +143,7 @@ def _selection(selection: Mapping[str, object]) -> str:
     direction = {"higher": "highest", "high": "highest", "lower": "lowest", "low": "lowest"}.get(
         str(selection.get("better")), "best"
     )
-    return f"{direction} validation {metric_column(str(selection['metric'])).title.removesuffix(' %')}; test seen once"
+    return f"{direction} validation {metric_column(str(selection['metric'])).title.removesuffix(' %')}"
 
 
 def _grouped(value: object) -> str:
@@ -160,7 +159,9 @@ def _scores(scored: Mapping[str, SplitScores], group: Group) -> list[str]:
     )
     parts += [table.html()] if shown else [*map(html.absent, table.notes)]
     spread = "mean ± standard deviation over seeds, " if len(group) > 1 else ""
-    explanation = f"{spread}[95 % interval over clips, percentile bootstrap]. All numbers come from the weights of the chosen epoch."
+    explanation = (
+        f"{spread}[95 % bootstrap interval over clips]. All numbers come from the weights of the chosen epoch."
+    )
     return parts + ([html.note(explanation[0].upper() + explanation[1:])] if shown else [])
 
 
@@ -168,22 +169,23 @@ def _comparison(
     groups: Sequence[Group], first: SplitScores, *, names: Sequence[str], planned: int | None, resamples: int
 ) -> list[str]:
     scored = [first, *(score_split(group, "test", planned=planned, resamples=resamples) for group in groups[1:])]
-    table = comparison_table(groups, scored, names=names, split="test", metric=None, resamples=resamples)
+    constant = baseline(groups[0], first, "test", resamples=resamples)
+    table = comparison_table(groups[0], scored, names, constant=constant, split="test", resamples=resamples)
+    copies = html.folded("This table as Markdown and LaTeX", html.code(table.markdown()), html.code(table.latex()))
+    rows = [(name, scores.cells) for name, scores in zip(names, scored)]
     parts = [
         table.html(),
-        html.folded("This table as Markdown and LaTeX", html.code(table.markdown()), html.code(table.latex())),
+        copies,
+        *score_intervals(rows if constant is None else [*rows, (constant.name, constant.cells)]),
     ]
-    baseline = baseline_cells(groups[0], "test", resamples=resamples)
-    rows = [(name, scores.cells) for name, scores in zip(names, scored)]
-    parts += score_intervals(rows + ([(baseline[0], baseline[1])] if baseline is not None else []))
-    for group, name in zip(groups[1:], names[1:]):
-        parts += _differences(groups[0], group, (names[0], name), resamples)
+    for name, scores in zip(names[1:], scored[1:]):
+        parts += _differences(first, scores, (names[0], name), resamples)
     return parts
 
 
-def _differences(first: Group, second: Group, names: tuple[str, str], resamples: int) -> list[str]:
+def _differences(first: SplitScores, second: SplitScores, names: tuple[str, str], resamples: int) -> list[str]:
     try:
-        table: Table = difference_table(first, second, names=names, resamples=resamples)
+        table = difference_table(first, second, names=names, resamples=resamples)
     except MoodalError as fault:
         return [html.absent(f"{names[1]} is not compared metric by metric: {fault}")]
     return [html.folded(f"Every metric: {names[1]} against {names[0]}", table.html())]
@@ -193,8 +195,8 @@ def _published(group: Group, scores: SplitScores, name: str) -> list[str]:
     table = published_table(group, scores, name=name)
     if table is None:
         return [html.note(f"No published number for {group[0].corpus} is stored (bench/published.yaml).")]
-    words = "Protocols differ, so this is a place to look from, not a ranking: read the columns on the right before the numbers."
-    return [html.paragraph(words), table.html()]
+    words = "Protocols differ, so this is no ranking: read the columns on the right before the numbers."
+    return [html.paragraph(words), f"<div class='wide'>{table.html()}</div>"]
 
 
 def _made(group: Group) -> list[str]:
@@ -220,8 +222,9 @@ def _again(group: Group) -> list[str]:
     first = group[0]
     seeds = ",".join(str(run.seed) for run in group)
     commit = first.environment.get("commit")
+    recipe, config = shlex.quote(f"{first.corpus}/{first.method}"), shlex.quote(str(first.path / "config.yaml"))
     lines = [
-        f"moodal train --config {shlex.quote(str(first.path / 'config.yaml'))} seed={seeds}",
+        f"moodal train {recipe} --config {config} seed={seeds}",
         f"moodal report {shlex.quote(str(first.path.parent))}",
     ]
     clean = "" if first.environment.get("clean", True) else " with changes that were not committed"

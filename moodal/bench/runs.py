@@ -65,7 +65,7 @@ class ClipText:
 class StoredRun:
     """One seed of one configuration, as read from its folder.
 
-    A piece that is absent or damaged is empty here and has its sentence in ``missing``; ``require`` turns it into an error.
+    A piece that is absent or damaged is empty here, with a sentence in ``missing``; ``require`` turns it into an error.
     """
 
     path: Path
@@ -90,7 +90,7 @@ class StoredRun:
             )
         config = _config(folder / "config.yaml")
         missing: dict[str, str] = {}
-        data = _piece(folder / "data.json", _mapping, {}, missing)
+        data: Mapping[str, Any] = _piece(folder / "data.json", _mapping, {}, missing)
         task = task_of(data)
         return cls(
             path=folder,
@@ -170,11 +170,10 @@ class StoredRun:
         return names if names and all(names) else None
 
     def configuration(self) -> dict[str, Any]:
-        """The settings that make results comparable: all but the seed and the machine (its precision stays)."""
-        device = self.config.get("device")
-        precision = device.get("precision") if isinstance(device, Mapping) else None
-        left = {key: value for key, value in self.config.items() if key not in ("seed", "device")}
-        return left | {"precision": precision}
+        """The settings that matter for the numbers: all but seed, machine (its precision stays) and logger."""
+        settings = {key: value for key, value in self.config.items() if key not in ("seed", "device")}
+        train = {key: value for key, value in part(self.config, "train").items() if key != "tensorboard"}
+        return settings | {"train": train, "precision": part(self.config, "device").get("precision")}
 
     def key(self) -> str:
         """A short name of the configuration, the same for all its seeds."""
@@ -208,7 +207,7 @@ def group_seeds(runs: Iterable[StoredRun]) -> list[tuple[StoredRun, ...]]:
         if count > 1:
             places = " and ".join(str(run.path) for run in group if run.seed == seed)
             raise DataError(
-                f"Seed {seed} of {group[0].corpus}/{group[0].method} is there {count} times, in {places}; give each seed once."
+                f"Seed {seed} of one configuration is there {count} times, in {places}; give each seed once."
             )
     return [tuple(sorted(group, key=lambda run: -1 if run.seed is None else run.seed)) for group in groups.values()]
 
@@ -352,7 +351,7 @@ def _values(file: Path, cells: Sequence[str], classes: Sequence[str] | None) -> 
     unknown = next((cell for cell in cells if cell not in place), None)
     if unknown is not None:
         raise DataError(
-            f"{file} holds the class '{unknown}', which data.json does not list ({', '.join(classes)}); one of them is damaged."
+            f"{file} holds the class '{unknown}', and data.json lists {', '.join(classes)}; one of them is damaged."
         )
     return np.array([place[cell] for cell in cells], dtype=np.float64)
 

@@ -1,4 +1,4 @@
-"""Scores of stored runs: per seed from their predictions, intervals over clips, paired comparisons, the constant baseline.
+"""Scores of stored runs: per seed from their predictions, intervals over clips, paired comparisons, the baseline.
 
 Several seeds share each resample of the clips, so an interval is that of the mean over seeds.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moodal.bench.runs import Predictions, StoredRun
+from moodal.bench.runs import Predictions, StoredRun, part
 from moodal.bench.tables import Number
 from moodal.core.errors import MoodalError
 from moodal.core.spec import Classification
@@ -28,15 +28,6 @@ TOLERANCE = 1e-4
 _READ_SCORES = ("three_class", "mmsa.classification")
 
 Rows = npt.NDArray[Any]
-Scores = Callable[[Rows], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class SplitScores:
-    """Cells by metric key, and sentences about what could not be done."""
-
-    cells: Mapping[str, Number]
-    notes: tuple[str, ...] = field(default_factory=tuple)
 
 
 class SplitScorer:
@@ -46,7 +37,8 @@ class SplitScorer:
     speak of the same clips.
     """
 
-    def __init__(self, group: Sequence[StoredRun], split: str):
+    def __init__(self, group: Sequence[StoredRun], split: str) -> None:
+        self._known: dict[bytes, dict[str, float]] = {}
         for run in group:
             run.require("predictions.csv")
             if split not in run.predictions:
@@ -85,15 +77,57 @@ class SplitScorer:
         return [self.protocol.compute(prediction[rows], self.targets[rows]) for prediction in self.seeds]
 
     def mean(self, rows: Rows) -> dict[str, float]:
-        """Mean over seeds of the scores on the given rows."""
-        tables = self.values(rows)
-        return {key: float(np.mean([table[key] for table in tables])) for key in self.protocol.keys}
+        """Mean over seeds of the scores on the given rows, computed once per set of rows.
+
+        Every bootstrap draws the same resamples, and asks for one metric at a time.
+        """
+        name = hashlib.blake2b(np.ascontiguousarray(rows).tobytes(), digest_size=16).digest()
+        if name not in self._known:
+            tables = self.values(rows)
+            self._known[name] = {key: float(np.mean([table[key] for table in tables])) for key in self.protocol.keys}
+        return self._known[name]
+
+    def metric(self, key: str) -> Callable[[Rows, Rows], float]:
+        """One metric of :meth:`mean` in the form the bootstrap calls, which hands over row numbers as predictions."""
+        return lambda rows, _: self.mean(rows)[key]
 
     def constant(self, value: float) -> "SplitScorer":
         """The same rows predicted by one number or class."""
+        return self._changed(seeds=[np.full(len(self.targets), value)])
+
+    def part(self, rows: Rows) -> "SplitScorer":
+        """Some of the rows, in the given order."""
+        if np.array_equal(rows, np.arange(len(self.ids))):
+            return self  # and with it the scores known so far
+        return self._changed(
+            ids=tuple(self.ids[row] for row in rows),
+            targets=self.targets[rows],
+            seeds=[seed[rows] for seed in self.seeds],
+            groups=None if self.groups is None else [self.groups[row] for row in rows],
+        )
+
+    def _changed(self, **changes: Any) -> "SplitScorer":
         twin = object.__new__(SplitScorer)
-        twin.__dict__ |= self.__dict__ | {"seeds": [np.full(len(self.targets), value)]}
+        twin.__dict__ |= self.__dict__ | {"_known": {}} | changes
         return twin
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """Cells by metric key, sentences about what could not be done, and the scorer where predictions are there."""
+
+    cells: Mapping[str, Number]
+    notes: tuple[str, ...] = field(default_factory=tuple)
+    scorer: SplitScorer | None = None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The constant predictor on one split; without its constant there is no scorer."""
+
+    name: str
+    cells: Mapping[str, Number]
+    scorer: SplitScorer | None = None
 
 
 def score_split(
@@ -111,9 +145,8 @@ def score_split(
             _stored(group, split, planned),
             (f"{split}: {fault} Scores are those stored at training time, without intervals.",),
         )
-    return SplitScores(
-        cells_of(scorer, by_seed, planned=planned, resamples=resamples), tuple(_disagreements(group, split, by_seed))
-    )
+    cells = cells_of(scorer, by_seed, planned=planned, resamples=resamples)
+    return SplitScores(cells, tuple(_disagreements(group, split, by_seed)), scorer)
 
 
 def cells_of(
@@ -123,11 +156,9 @@ def cells_of(
     cells = {key: Number(tuple(table[key] for table in by_seed), planned) for key in scorer.protocol.keys}
     if resamples == 0:
         return cells
-    scores, rows = remembered(scorer.mean), np.arange(len(scorer.ids))
+    rows = np.arange(len(scorer.ids))
     for key, cell in cells.items():
-        spread = bootstrap_interval(
-            lambda drawn, _, key=key: scores(drawn)[key], rows, target=rows, resamples=resamples, groups=scorer.groups
-        )
+        spread = bootstrap_interval(scorer.metric(key), rows, target=rows, resamples=resamples, groups=scorer.groups)
         cells[key] = Number(cell.values, planned, low=spread.low, high=spread.high)
     return cells
 
@@ -137,28 +168,23 @@ def compare(
 ) -> dict[str, Comparison]:
     """First minus second on the clips both have, per metric; the clips must carry the same labels."""
     one, two = common(first, second)
-    mean_one, mean_two = remembered(one.mean), remembered(two.mean)
     rows = np.arange(len(one.ids))
 
-    def value(drawn: Rows, key: str) -> float:
+    def metric(key: str) -> Callable[[Rows, Rows], float]:
         """Rows are numbered from 1 for the first and from -1 down for the second."""
-        return mean_one(drawn - 1)[key] if drawn[0] > 0 else mean_two(-drawn - 1)[key]
+        ours, theirs = one.metric(key), two.metric(key)
+        return lambda drawn, _: ours(drawn - 1, _) if drawn[0] > 0 else theirs(-drawn - 1, _)
 
     return {
         key: paired_bootstrap(
-            lambda drawn, _, key=key: value(drawn, key),
-            rows + 1,
-            second=-rows - 1,
-            target=rows,
-            resamples=resamples,
-            groups=one.groups,
+            metric(key), rows + 1, second=-rows - 1, target=rows, resamples=resamples, groups=one.groups
         )
         for key in keys
     }
 
 
 def common(first: SplitScorer, second: SplitScorer) -> tuple[SplitScorer, SplitScorer]:
-    """Both on the clips they share, in the order of the first. Raises ``MoodalError`` where labels or protocols differ."""
+    """Both on the clips they share, in the first one's order. Raises ``MoodalError`` if labels or protocols differ."""
     if first.protocol.name != second.protocol.name:
         raise MoodalError(
             f"The runs are scored by {first.protocol.name} and by {second.protocol.name}; compare runs of one protocol."
@@ -172,58 +198,26 @@ def common(first: SplitScorer, second: SplitScorer) -> tuple[SplitScorer, SplitS
     ours, theirs = (np.array(side, dtype=np.int64) for side in zip(*shared))
     if not np.allclose(first.targets[ours], second.targets[theirs], atol=1e-6):
         raise MoodalError("The runs have other labels for the same clips; compare runs on the same data.")
-    return _rows(first, ours), _rows(second, theirs)
+    return first.part(ours), second.part(theirs)
 
 
-def _rows(scorer: SplitScorer, rows: Rows) -> SplitScorer:
-    part = object.__new__(SplitScorer)
-    part.__dict__ |= scorer.__dict__ | {
-        "ids": tuple(scorer.ids[row] for row in rows),
-        "targets": scorer.targets[rows],
-        "seeds": [seed[rows] for seed in scorer.seeds],
-        "groups": None if scorer.groups is None else [scorer.groups[row] for row in rows],
-    }
-    return part
-
-
-def remembered(scores: Scores) -> Scores:
-    """``scores`` computed once per set of rows: the bootstrap asks for the same resamples for every metric."""
-    known: dict[bytes, Mapping[str, float]] = {}
-
-    def look_up(rows: Rows) -> Mapping[str, float]:
-        name = hashlib.blake2b(np.ascontiguousarray(rows).tobytes(), digest_size=16).digest()
-        if name not in known:
-            known[name] = scores(rows)
-        return known[name]
-
-    return look_up
-
-
-def baseline_cells(
-    group: Sequence[StoredRun], split: str, *, resamples: int = 1000
-) -> tuple[str, dict[str, Number], SplitScorer | None] | None:
-    """The constant predictor: its name, its cells, and a scorer for comparisons where the constant is known.
+def baseline(group: Sequence[StoredRun], scores: SplitScores, split: str, *, resamples: int = 1000) -> Baseline | None:
+    """The constant predictor on the rows of ``scores``.
 
     The constant is ``baseline.prediction`` of scores.json, or comes from training rows of predictions.csv; without
     either, the scores stored under ``baseline`` are shown without intervals; without those, None.
     """
-    run, stored = group[0], group[0].scores.get("baseline")
-    stored = stored if isinstance(stored, Mapping) else {}
-    constant, name = _constant(run, stored)
-    if constant is not None:
-        try:
-            scorer = SplitScorer(group[:1], split).constant(constant)
-            by_seed = scorer.values(np.arange(len(scorer.ids)))
-            return str(stored.get("name", name)), cells_of(scorer, by_seed, resamples=resamples), scorer
-        except MoodalError:
-            pass
-    if isinstance(stored.get(split), Mapping):
-        return (
-            str(stored.get("name", "constant predictor")),
-            {key: _one(value) for key, value in stored[split].items()},
-            None,
-        )
-    return None
+    stored = part(group[0].scores, "baseline")
+    constant, name = _constant(group[0], stored)
+    name = str(stored.get("name", name))
+    if constant is not None and scores.scorer is not None:
+        scorer = scores.scorer.constant(constant)
+        return Baseline(name, cells_of(scorer, scorer.values(np.arange(len(scorer.ids))), resamples=resamples), scorer)
+    if not part(stored, split):
+        return None
+    return Baseline(
+        name or "constant predictor", {key: Number((_value(value),)) for key, value in stored[split].items()}
+    )
 
 
 def _constant(run: StoredRun, stored: Mapping[str, Any]) -> tuple[float | None, str]:
@@ -265,10 +259,6 @@ def _value(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
 
 
-def _one(value: Any) -> Number:
-    return Number((_value(value),))
-
-
 def _disagreements(group: Sequence[StoredRun], split: str, by_seed: Sequence[Mapping[str, float]]) -> list[str]:
     """Sentences for stored scores that the predictions do not bear out."""
     sentences = []
@@ -276,8 +266,8 @@ def _disagreements(group: Sequence[StoredRun], split: str, by_seed: Sequence[Map
         stored = run.scores.get(split)
         for key, value in stored.items() if isinstance(stored, Mapping) else ():
             if key in again and value is not None and not abs(_value(value) - again[key]) <= TOLERANCE:
+                told, found = f"{split} {key} {_value(value):.4f}", f"{again[key]:.4f}"
                 sentences.append(
-                    f"scores.json of seed {run.seed} says {split} {key} = {_value(value):.4f}, and its predictions give {again[key]:.4f}; "
-                    "one of the two files was changed."
+                    f"scores.json of seed {run.seed} says {told}, its predictions give {found}; one was changed."
                 )
     return sentences

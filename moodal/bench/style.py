@@ -64,7 +64,8 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
 
         with matplotlib.rc_context():
             matplotlib.rcdefaults()  # a user's matplotlibrc must not change a report
-            matplotlib.rcParams.update(_SETTINGS)
+            for name, value in _SETTINGS.items():
+                matplotlib.rcParams[name] = value  # type: ignore[index]
             return function(*args, **kwargs)
 
     return wrapper

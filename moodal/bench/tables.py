@@ -20,8 +20,8 @@ Better = Literal["high", "low"]
 class Number:
     """One value per seed.
 
-    ``planned``: seeds that were to be run; ``low`` and ``high``: an interval; ``note``: a remark; ``form``: a column whose
-    ``decimals``, ``scale`` and ``signed`` count instead of those of the column it stands in.
+    ``planned``: seeds that were to be run; ``low`` and ``high``: an interval; ``note``: a remark; ``form``: a column
+    whose ``decimals``, ``scale`` and ``signed`` count instead of those of the column it stands in.
     """
 
     values: tuple[float, ...]
@@ -50,7 +50,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Column:
-    """A column; numbers are shown times ``scale`` with ``decimals`` places. ``better`` None: no best value is marked."""
+    """A column; numbers are shown times ``scale`` with ``decimals`` places. ``better`` None: no best one is marked."""
 
     key: str
     title: str
@@ -103,8 +103,7 @@ class Table:
         """GitHub's table syntax."""
         head = [_markdown(column.title) for column in self.columns]
         rule = ["---:" if self._numeric(column) else "---" for column in self.columns]
-        body = self._body(_markdown, bold=lambda text: f"**{text}**", plus_minus="±", dash="–", minus="−")
-        lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *body)]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *self._body(_MARKDOWN_FORM))]
         before = [_markdown(self.caption), ""] if self.caption else []
         after = ["", *(f"- {_markdown(note)}" for note in self.notes)] if self.notes else []
         return "\n".join([*before, *lines, *after]) + "\n"
@@ -122,29 +121,26 @@ class Table:
         """A ``table`` with ``booktabs`` rules; needs ``\\usepackage{booktabs}``."""
         head = " & ".join(_latex(column.title) for column in self.columns)
         places = "".join("r" if self._numeric(column) else "l" for column in self.columns)
-        body = self._body(_latex, bold=lambda text: rf"\textbf{{{text}}}", plus_minus=r"$\pm$", dash="--", minus="$-$")
         lines = [rf"\begin{{tabular}}{{{places}}}", r"\toprule", rf"{head} \\", r"\midrule"]
-        lines += [" & ".join(cells) + r" \\" for cells in body]
+        lines += [" & ".join(cells) + r" \\" for cells in self._body(_LATEX_FORM)]
         lines += [r"\bottomrule", r"\end{tabular}"]
         caption = " ".join([self.caption, *self.notes]).strip()
         after = [rf"\caption{{{_latex(caption)}}}"] if caption else []
         return "\n".join([r"\begin{table}", r"\centering", *lines, *after, r"\end{table}"]) + "\n"
 
     def html(self) -> str:
-        """A ``<table>``; every text in it is escaped."""
+        """A ``<table>``; every text in it is escaped. Intervals and remarks go below their number."""
         head = "".join(f"<th{self._align(column)}>{html.escape(column.title)}</th>" for column in self.columns)
-        body = self._body(
-            html.escape, bold=lambda text: f"<strong>{text}</strong>", plus_minus="±", dash="–", minus="−"
-        )
         rows = "".join(
             "<tr>"
             + "".join(f"<td{self._align(column)}>{cell}</td>" for column, cell in zip(self.columns, cells))
             + "</tr>"
-            for cells in body
+            for cells in self._body(_HTML_FORM)
         )
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         notes = "".join(f"<p class='note'>{html.escape(note)}</p>" for note in self.notes)
-        return f"<div class='scroll'><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{notes}"
+        table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return f"<div class='scroll'>{table}</div>{notes}"
 
     def _numeric(self, column: Column) -> bool:
         return any(isinstance(row.cells.get(column.key), Number) for row in self.rows)
@@ -152,22 +148,12 @@ class Table:
     def _align(self, column: Column) -> str:
         return " class='number'" if self._numeric(column) else ""
 
-    def _body(
-        self, escape: Callable[[str], str], *, bold: Callable[[str], str], plus_minus: str, dash: str, minus: str
-    ) -> list[list[str]]:
+    def _body(self, form: "_Form") -> list[list[str]]:
         best = {column.key: self.best(column) for column in self.columns}
-        body = []
-        for place, row in enumerate(self.rows):
-            cells = []
-            for column in self.columns:
-                cell = row.cells.get(column.key)
-                if isinstance(cell, Number):
-                    text = _shown(cell, column, plus_minus=plus_minus, dash=dash, minus=minus) + escape(_remark(cell))
-                else:
-                    text = escape(cell) if cell else dash
-                cells.append(bold(text) if place in best[column.key] else text)
-            body.append(cells)
-        return body
+        return [
+            [_cell(row.cells.get(column.key), column, form, best=place in best[column.key]) for column in self.columns]
+            for place, row in enumerate(self.rows)
+        ]
 
     def _csv_names(self, column: Column) -> list[str]:
         if not self._numeric(column):
@@ -196,31 +182,58 @@ def _harmless(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "@", "\t", "\r") or (text[:1] == "-" and len(text) > 1) else text
 
 
-def _shown(cell: Number, column: Column, *, plus_minus: str, dash: str, minus: str) -> str:
-    """Mean, deviation over seeds and interval, in the numbers of this format."""
+@dataclass(frozen=True)
+class _Form:
+    """How a format writes a cell."""
+
+    escape: Callable[[str], str]
+    bold: str
+    small: str
+    plus_minus: str = "\N{PLUS-MINUS SIGN}"
+    dash: str = "\N{EN DASH}"
+    minus: str = "\N{MINUS SIGN}"
+
+
+def _cell(cell: Number | str | None, column: Column, form: _Form, *, best: bool) -> str:
+    """A cell in one format: the number in bold if it is the best, then its interval and remarks."""
+    if not isinstance(cell, Number):
+        return form.escape(cell) if cell else form.dash
     column = cell.form or column
+    text = _mean(cell, column, form)
+    after = " ".join(filter(None, [_interval(cell, column, form), form.escape(_remark(cell))]))
+    return (form.bold.format(text) if best else text) + (form.small.format(after) if after else "")
 
-    def write(value: float, signed: bool = False) -> str:
-        text = f"{value * column.scale:.{column.decimals}f}"
-        text = text.removeprefix("-") if float(text) == 0 else text
-        sign = "+" if signed and float(text) > 0 else ""
-        return sign + text.replace("-", minus)
 
+def _mean(cell: Number, column: Column, form: _Form) -> str:
+    if not cell.values:
+        return form.dash
     if not math.isfinite(cell.mean):
-        return dash if not cell.values else "not defined"
-    text = write(cell.mean, column.signed)
-    if cell.deviation is not None:
-        text += f" {plus_minus} {write(cell.deviation)}"
-    if cell.low is not None and cell.high is not None and math.isfinite(cell.low) and math.isfinite(cell.high):
-        text += f" [{write(cell.low)}, {write(cell.high)}]"
-    return text
+        return "not defined"
+    spread = (
+        "" if cell.deviation is None else f" {form.plus_minus} {_write(cell.deviation, column, form, signed=False)}"
+    )
+    return _write(cell.mean, column, form, signed=column.signed) + spread
+
+
+def _interval(cell: Number, column: Column, form: _Form) -> str:
+    if cell.low is None or cell.high is None or not (math.isfinite(cell.low) and math.isfinite(cell.high)):
+        return ""
+    low, high = (_write(end, column, form, signed=column.signed) for end in (cell.low, cell.high))
+    return f"[{low}, {high}]"
+
+
+def _write(value: float, column: Column, form: _Form, *, signed: bool) -> str:
+    """A number in the places of its column, never as minus zero."""
+    text = f"{value * column.scale:.{column.decimals}f}"
+    text = text.removeprefix("-") if float(text) == 0 else text
+    return ("+" if signed and float(text) > 0 else "") + text.replace("-", form.minus)
 
 
 def _remark(cell: Number) -> str:
     remarks = [cell.note] if cell.note else []
     if cell.planned is not None and len(cell.values) < cell.planned:
         remarks.append(f"{len(cell.values)} of {cell.planned} seeds")
-    return f" ({'; '.join(remarks)})" if remarks else ""
+    return f"({'; '.join(remarks)})" if remarks else ""
 
 
 _MARKDOWN = str.maketrans(
@@ -256,7 +269,7 @@ _LATEX = str.maketrans(
         "→": r"$\rightarrow$",
         "↑": r"$\uparrow$",
         "↓": r"$\downarrow$",
-        "−": "$-$",
+        "\N{MINUS SIGN}": "$-$",
         "±": r"$\pm$",
         "Δ": r"$\Delta$",
         "≥": r"$\geq$",
@@ -272,6 +285,11 @@ def _markdown(text: str) -> str:
 
 def _latex(text: str) -> str:
     return text.translate(_LATEX)
+
+
+_MARKDOWN_FORM = _Form(_markdown, bold="**{}**", small=" {}")
+_LATEX_FORM = _Form(_latex, bold=r"\textbf{{{}}}", small=" {}", plus_minus=r"$\pm$", dash="--", minus="$-$")
+_HTML_FORM = _Form(html.escape, bold="<strong>{}</strong>", small="<small>{}</small>")
 
 
 def seed_cells(

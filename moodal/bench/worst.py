@@ -19,7 +19,7 @@ COUNT = 10
 
 @dataclass(frozen=True)
 class WorstClip:
-    """One clip: its row in the split, its error (absolute, or 1 minus the probability of the true class), and its texts."""
+    """One clip: its row in the split, its error (as in :func:`largest_errors`), and its texts."""
 
     row: int
     id: str

@@ -108,6 +108,7 @@ class Batch:
     def rows(self, selection: Tensor) -> "Batch":
         """The rows at ``selection`` ((M,) int64 positions in this batch), in that order."""
         chosen = selection.tolist()
-        moved = _map(self, lambda tensor: tensor[selection])
+        companions = None if self.companions is None else self.companions.rows(selection)
+        moved = _map(replace(self, companions=None), lambda tensor: tensor[selection])
         words = None if self.words is None else tuple(self.words[i] for i in chosen)
-        return replace(moved, ids=tuple(self.ids[i] for i in chosen), words=words)
+        return replace(moved, ids=tuple(self.ids[i] for i in chosen), words=words, companions=companions)

@@ -62,6 +62,10 @@ class GroupConfig:
     rate: float | None = None
     decay: float | None = None
 
+    def __post_init__(self) -> None:
+        check(self.rate is None or self.rate > 0, f"rate is {self.rate}; it must be positive, or null.")
+        check(self.decay is None or self.decay >= 0, f"decay is {self.decay}; it cannot be negative.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
@@ -70,6 +74,10 @@ class StageConfig:
     epochs: int | None = None
     patience: int | None = None
     select: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self.epochs is None or self.epochs >= 0, f"epochs is {self.epochs}; it cannot be negative.")
+        check(self.patience is None or self.patience >= 1, f"patience is {self.patience}; it must be 1 or more, or null.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +94,7 @@ class TrainConfig:
     warmup: float = 0.1  # share of all steps
     clip: float | None = 1.0  # largest gradient norm of an optimiser; null: no clipping
     average: float | None = None  # decay per step of averaged weights used for evaluation; null: none
-    patience: int | None = None  # epochs without a better validation score; null: never stop early
+    patience: int | None = None  # stop after so many epochs without a better validation score; null: never stop early
     select: str | None = None  # validation metric that chooses the epoch; null: the protocol's own
     bucket: int = 1  # batches of similar length within windows of this many batches; 1: off
     eval_batch: int = 256
@@ -102,6 +110,10 @@ class TrainConfig:
         check(self.batch >= 1, f"batch is {self.batch}; it must be 1 or more.")
         check(self.accumulate >= 1, f"accumulate is {self.accumulate}; it must be 1 or more.")
         check(self.rate > 0, f"rate is {self.rate}; it must be positive.")
+        check(self.decay >= 0, f"decay is {self.decay}; it cannot be negative.")
+        check(self.patience is None or self.patience >= 1, f"patience is {self.patience}; it must be 1 or more, or null.")
+        check(self.eval_batch >= 1, f"eval_batch is {self.eval_batch}; it must be 1 or more.")
+        check(self.save_every is None or self.save_every >= 1, f"save_every is {self.save_every}; it must be 1 or more, or null.")
         check(0 <= self.warmup < 1, f"warmup is {self.warmup}; it is a share of all steps, from 0 up to 1.")
         check(self.clip is None or self.clip > 0, f"clip is {self.clip}; it must be positive, or null.")
         check(self.average is None or 0 < self.average < 1, f"average is {self.average}; it lies between 0 and 1, or is null.")
@@ -137,6 +149,9 @@ class DeviceConfig:
     strategy: str = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     threads: int | None = None  # CPU threads; null: as the machine has cores
+
+    def __post_init__(self) -> None:
+        check(self.threads is None or self.threads >= 1, f"threads is {self.threads}; it must be 1 or more, or null.")
 
 
 @dataclass(frozen=True, kw_only=True)

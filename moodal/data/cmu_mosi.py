@@ -1,4 +1,4 @@
-"""CMU-MOSI: English film reviews on YouTube with sentiment intensity, as one table of text, word times and clip vectors.
+"""CMU-MOSI: English film reviews on YouTube with sentiment intensity; text, word times and clip vectors.
 
 Source   Zadeh et al., "MOSI: Multimodal Corpus of Sentiment Intensity", 2016, arXiv 1606.06259. Files expected in the
          folder: mosi.csv, mosi_word_sequences.jsonl.gz, mosi_utterance_features.npz.
@@ -21,12 +21,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from moodal.core.errors import ConfigError, DataError
+from moodal.core.files import sha256
 from moodal.core.spec import Modality, Regression
 from moodal.data.corpus import Clip, CorpusFacts, FeatureRecipe, RawCorpus, ReaderConfig
 from moodal.data.ragged import Ragged
 from moodal.data.tables import (
     Row,
-    checksum,
     known_split,
     need_folder,
     need_splits,
@@ -76,8 +76,8 @@ class CmuMosiConfig(ReaderConfig):
         if self.split == "official" and leaking:
             raise ConfigError(
                 [
-                    f"{', '.join(leaking)} was trained with the labels of most official test clips, so scores on the official "
-                    "split would be wrong; set reader.split=utterance, or leave it out of reader.features."
+                    f"{', '.join(leaking)} was trained with the labels of most official test clips, so scores on the "
+                    "official split would be wrong; set reader.split=utterance, or leave it out of reader.features."
                 ]
             )
 
@@ -108,7 +108,7 @@ class CmuMosi:
             clips=clips,
             streams=streams,
             recipes=recipes,
-            source={"split": cfg.split, "files": {file: checksum(folder / file) for file in files}},
+            source={"split": cfg.split, "files": {file: sha256(folder / file) for file in files}},
         )
 
 
@@ -152,7 +152,8 @@ def _read_words(path: Path) -> dict[str, tuple[tuple[str, float, float], ...]]:
                 found[str(item["id"])] = tuple((str(word), float(start), float(end)) for word, start, end in times)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{NAME}: {path} is damaged ({type(error).__name__}: {error}); expected lines of id, words, start, end. Get it again."
+            f"{NAME}: {path} is damaged ({type(error).__name__}: {error}); "
+            "expected lines of id, words, start, end. Get it again."
         ) from error
     return found
 

@@ -63,13 +63,13 @@ class LibrosaSettings:
         )
         check(
             0 < self.pitch_low < self.pitch_high,
-            f"pitch_low is {self.pitch_low}; it must be above 0 and below pitch_high.",
+            f"pitch_low is {self.pitch_low}; it must lie between 0 and pitch_high.",
         )
-        check(0 <= self.mel_low < self.mel_high, f"mel_low is {self.mel_low}; it must be 0 or more and below mel_high.")
+        check(0 <= self.mel_low < self.mel_high, f"mel_low is {self.mel_low}; it must lie between 0 and mel_high.")
         half = self.sample_rate / 2
         check(
             max(self.mel_high, self.pitch_high) <= half,
-            f"mel_high is {self.mel_high} and pitch_high {self.pitch_high}; at most half the sample rate, {half}, is there.",
+            f"mel_high is {self.mel_high} and pitch_high {self.pitch_high}; at most {half} is there.",
         )
         check(self.window * self.pitch_low >= 2 * self.sample_rate, _short_window(self))
         check(20 <= self.mels <= 256, f"mels is {self.mels}; 20 to 256 are sensible for 20 coefficients.")
@@ -98,5 +98,5 @@ class Extractor(Protocol):
     def extract(
         self, files: Sequence[MediaFile], cache: Path, *, workers: int = 0, progress: Report | None = None
     ) -> Ragged:
-        """A row of steps for each file, an empty one where it cannot be read; what is in ``cache`` is not made again."""
+        """A row of steps for each file, an empty one where it cannot be read. ``cache``: what was made before."""
         ...

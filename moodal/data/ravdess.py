@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moodal.core.errors import ConfigError, DataError
+from moodal.core.files import sha256
 from moodal.core.spec import Classification
 from moodal.data.corpus import Clip, CorpusFacts, FeatureRecipe, RawCorpus, ReaderConfig
 from moodal.data.extractors import EXTRACTORS, LibrosaSettings, MediaFile
 from moodal.data.ragged import Ragged
 from moodal.data.tables import (
     Row,
-    checksum,
     known_split,
     need_folder,
     need_splits,
@@ -72,9 +72,7 @@ class RavdessConfig(ReaderConfig):
         if both:
             faults.append(f"actors {both} are in valid_actors and in test_actors; splits must not share an actor.")
         if bool(self.valid_actors) != bool(self.test_actors):
-            faults.append(
-                "valid_actors and test_actors belong together; give both, or neither for the table's own split."
-            )
+            faults.append("valid_actors and test_actors belong together; give both, or neither for the table's split.")
         if self.workers < 0:
             faults.append(f"workers is {self.workers}; give 0 for one per core, or a number of processes.")
         if faults:
@@ -107,7 +105,7 @@ class Ravdess:
         given = (("audio", audio, audio_recipe), ("vision", vision, vision_recipe))
         if audio is None and vision is None:
             raise DataError(
-                f"{NAME}: {folder} holds neither sound files of the clips (loose or in *.tar) nor {VECTORS}; put them there."
+                f"{NAME}: {folder} holds neither sound files of the clips (loose or in *.tar) nor {VECTORS}; add them."
             )
         return RawCorpus(
             facts=_facts(splits, own_split=own_split),
@@ -116,7 +114,7 @@ class Ravdess:
             recipes={modality: recipe for modality, stream, recipe in given if stream is not None},  # type: ignore[misc]
             source={
                 "split": "table" if own_split else {"valid": list(cfg.valid_actors), "test": list(cfg.test_actors)},
-                "files": {path.name: checksum(path) for path in used},
+                "files": {path.name: sha256(path) for path in used},
             },
         )
 
@@ -129,7 +127,7 @@ def _table_splits(rows: Sequence[Row], actors: Sequence[int]) -> list[str]:
     shared = sorted(actor for actor, names in found.items() if len(names) > 1)
     if shared:
         raise DataError(
-            f"{NAME}: {TABLE} puts clips of actors {shared} into more than one split; splits must not share an actor."
+            f"{NAME}: {TABLE} puts clips of actors {shared} into several splits; splits must not share an actor."
         )
     return splits
 

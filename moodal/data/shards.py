@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moodal.core.errors import MoodalError
+from moodal.core.files import folder_aside
 from moodal.data.ragged import Ragged
 
 _FILES = ("values.npy", "offsets.npy", "keys.npy")
@@ -83,11 +83,8 @@ def new_shard(
 
     Raises MoodalError when the disk is full or the folder cannot be written.
     """
-    name = uuid.uuid4().hex
-    aside = folder / f".{name}"
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    try:
-        aside.mkdir(parents=True)
+    with folder_aside(folder / f"shard-{uuid.uuid4().hex}") as aside:
         np.save(aside / "keys.npy", np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1))
         np.save(aside / "offsets.npy", offsets)
         # Written, not left sparse: a full disk must be an error here, not a signal when the map is flushed.
@@ -97,13 +94,6 @@ def new_shard(
         if isinstance(values, np.memmap):
             values.flush()
         (aside / "checksums.json").write_text(json.dumps({file: _checksum(aside / file) for file in _FILES}))
-        aside.rename(folder / f"shard-{name}")
-    except OSError as error:
-        raise MoodalError(
-            f"the cache {folder} cannot be written ({error.strerror}); free some space or give another cache folder."
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _open(path: Path) -> Shard | None:

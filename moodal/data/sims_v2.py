@@ -3,7 +3,7 @@
 Source   Liu, Yuan, Mao, Liang, Yang, Qiu, Cheng, Li, Xu, Gao. Make Acoustic and Visual Cues Matter: CH-SIMS v2.0
          Dataset and AV-Mixup Consistent Module. ICMI 2022.
 Get it   the supervised pickle of the CH-SIMS v2 release (github.com/thuiar/ch-sims-v2 lists the links).
-Labels   [-1, 1], steps of 0.2; also for text, audio and vision alone.
+Labels   [-1, 1], steps of 0.2 (one label is -0.1); also for text, audio and vision alone.
 Widths   of the release; MMSA's configuration lists those of CH-SIMS (33 and 709) for it.
 """
 

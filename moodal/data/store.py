@@ -50,8 +50,7 @@ def save_store(raw: RawCorpus, path: Path, *, overwrite: bool = False, report: M
         files: dict[str, Any] = {TABLE: _write_table(folder / TABLE, raw.clips)}
         for name, ragged in _all_streams(raw):
             for part, array in (("values", ragged.values), ("offsets", ragged.offsets)):
-                file = f"{name}.{part}.npy"
-                files[file] = _write_array(folder / file, array)
+                files[f"{name}.{part}.npy"] = _write_array(folder / f"{name}.{part}.npy", array)
         manifest = {
             "format": FORMAT,
             "corpus": raw.facts.name,

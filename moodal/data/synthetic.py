@@ -76,7 +76,7 @@ AUDIO_NAMES = ("log_f0", "loudness")
 VISION_NAMES = tuple(f"AU{n:02d}_r" for n in (4, 12, 6, 15, 1, 2, 5, 7, 9, 10, 14, 17, 20, 23, 25, 26, 45))
 #: (resting value, spread between speakers, size of a movement, noise) of the channels that move, by name.
 MOVING: Mapping[str, tuple[float, float, float, float]] = {
-    "log_f0": (5.1, 0.15, 0.3, 0.3),
+    "log_f0": (1.5, 0.15, 0.3, 0.3),  # octaves above a low voice
     "loudness": (0.0, 0.3, 1.0, 1.0),
     "AU04_r": (1.5, 0.1, -0.8, 0.8),
     "AU12_r": (1.5, 0.1, 1.0, 1.0),

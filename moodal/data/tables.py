@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import logging
 import math
 import zipfile
@@ -36,18 +35,12 @@ def need_folder(root: Path | None, corpus: str, files: Sequence[str]) -> Path:
     return root
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_table(path: Path, corpus: str, columns: Sequence[str]) -> list[Row]:
-    """The rows of a CSV file, which must have ``columns``, an ``id`` that differs from row to row, and one row or more."""
+    """The rows of a CSV file, which must have ``columns``, one row or more, and an ``id`` for each of its own."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            rows: list[Row] = list(reader)
             found = reader.fieldnames or ()
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{corpus}: {path} is no readable CSV file ({error}); get it again.") from error
@@ -61,12 +54,13 @@ def read_table(path: Path, corpus: str, columns: Sequence[str]) -> list[Row]:
     short = next((n for n, row in enumerate(rows, start=2) if any(row[column] is None for column in columns)), None)
     if short is not None:
         raise DataError(
-            f"{corpus}: line {short} of {path.name} has too few columns, so the file is cut short or damaged; get it again."
+            f"{corpus}: line {short} of {path.name} has too few columns, so it is cut short or damaged; get it again."
         )
     repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
     if repeated:
         raise DataError(
-            f"{corpus}: {path.name} names {len(repeated)} id(s) twice, such as {repeated[0]}; each clip needs an id of its own."
+            f"{corpus}: {path.name} names {len(repeated)} id(s) twice, such as {repeated[0]}; "
+            "each clip needs an id of its own."
         )
     return rows
 
@@ -79,7 +73,8 @@ def number(row: Row, column: str, corpus: str, *, low: float, high: float) -> fl
         value = math.nan
     if not low <= value <= high:  # also false for NaN
         raise DataError(
-            f"{corpus}: clip {row['id']} has the {column} '{row[column]}'; expected a number from {low:g} to {high:g}. Correct the table."
+            f"{corpus}: clip {row['id']} has the {column} '{row[column]}'; "
+            f"expected a number from {low:g} to {high:g}. Correct the table."
         )
     return value
 
@@ -88,7 +83,8 @@ def known_split(row: Row, column: str, corpus: str, allowed: Sequence[str] = SPL
     """The value of ``column``, one of ``allowed``."""
     if row[column] not in allowed:
         raise DataError(
-            f"{corpus}: clip {row['id']} has the {column} '{row[column]}'; expected {', '.join(allowed)}. Correct the table."
+            f"{corpus}: clip {row['id']} has the {column} '{row[column]}'; "
+            f"expected {', '.join(allowed)}. Correct the table."
         )
     return row[column]
 
@@ -120,7 +116,8 @@ def one_step(ids: Sequence[str], names: np.ndarray, vectors: np.ndarray, *, corp
     """(n, D) vectors of the clips ``names`` -> one step for each of ``ids``; none where absent or not finite."""
     if vectors.ndim != 2 or len(vectors) != len(names):
         raise DataError(
-            f"{corpus}: {what} has the shape {vectors.shape}; expected one vector for each of {len(names)} ids. Get it again."
+            f"{corpus}: {what} has the shape {vectors.shape}; "
+            f"expected one vector for each of {len(names)} ids. Get it again."
         )
     place = {str(name): row for row, name in enumerate(names)}
     row = np.array([place.get(name, -1) for name in ids], dtype=np.int64)

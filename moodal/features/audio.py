@@ -7,16 +7,17 @@ import io
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from moodal.core.errors import DataError, MissingExtra
+from moodal.core.errors import DataError, MissingExtra, MoodalError
 from moodal.data.corpus import FeatureRecipe
 from moodal.data.extractors import LibrosaSettings, MediaFile, Report
 from moodal.data.ragged import Ragged
@@ -91,26 +92,29 @@ class Librosa33:
         ``progress`` is called with (files done, files to do). Raises DataError when no file can be read.
         """
         folder = cache / "features" / f"{self.name}-{self.version}-{self._key()}"
-        keys = [hashlib.sha256(file.bytes()).digest() for file in files]
+        _need_packages()  # here, where the fault reaches the user, rather than in every process
+        keys = [_content_key(file) for file in files]
         shards = Shards(folder)
         new = {key: file for key, file, at in zip(keys, files, shards.find(keys).shard, strict=True) if at < 0}
         if new:
             self._extract_new(new, folder, workers, progress)
             shards = Shards(folder)
         rows = shards.gather(shards.find(keys), 33, np.dtype(np.float32))
-        unread = int((rows.lengths == 0).sum())
-        if unread == len(files):
+        without = np.flatnonzero(rows.lengths == 0)
+        if len(without) == len(files):
             raise DataError(
-                f"none of {unread} sound files could be read, such as {files[0].path}; give FLAC or WAV files."
+                f"none of {len(files)} sound files has sound, such as {files[0].path}; give FLAC or WAV files."
+            )
+        if len(without):
+            first = files[without[0]].path
+            log.warning(
+                "%d of %d sound files have no sound or cannot be read (first: %s)", len(without), len(files), first
             )
         return rows
 
     def _extract_new(self, new: dict[bytes, MediaFile], folder: Path, workers: int, progress: Report | None) -> None:
         keys, rows = list(new), []
-        for done, (file, row) in enumerate(zip(new.values(), self._rows(list(new.values()), workers)), start=1):
-            if isinstance(row, str):
-                log.warning("%s cannot be read (%s); its audio is missing", file.path, row)
-                row = np.zeros((0, 33), np.float32)
+        for done, row in enumerate(self._rows(list(new.values()), workers), start=1):
             rows.append(row)
             if progress is not None:
                 progress(done, len(new))
@@ -122,8 +126,8 @@ class Librosa33:
                     shard.values[:] = part.values
                 rows = []
 
-    def _rows(self, files: list[MediaFile], workers: int) -> Iterator[np.ndarray | str]:
-        """Features of each file, or the reason why there are none, in the order given."""
+    def _rows(self, files: list[MediaFile], workers: int) -> Iterator[np.ndarray]:
+        """Features of each file in the order given, without steps where it cannot be read."""
         workers = min(workers or len(os.sched_getaffinity(0)), -(-len(files) // 8))
         if workers <= 1:
             yield from (self._one(file) for file in files)
@@ -131,7 +135,7 @@ class Librosa33:
         done = 0
         context = multiprocessing.get_context("spawn")
         try:
-            with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+            with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process) as pool:
                 for row in pool.map(self._one, files, chunksize=4):
                     done += 1
                     yield row
@@ -140,11 +144,14 @@ class Librosa33:
             log.warning("the %d extracting processes ended; going on with one", workers)
             yield from (self._one(file) for file in files[done:])
 
-    def _one(self, file: MediaFile) -> np.ndarray | str:
+    def _one(self, file: MediaFile) -> np.ndarray:
         try:
             return self(read_sound(file, self.cfg.sample_rate))
+        except MoodalError:
+            raise
         except (OSError, RuntimeError, ValueError) as error:  # soundfile's faults are RuntimeErrors
-            return f"{type(error).__name__}: {error}"
+            log.warning("%s cannot be read as sound (%s: %s)", file.path, type(error).__name__, error)
+            return np.zeros((0, 33), np.float32)
 
     def _key(self) -> str:
         return hashlib.sha256(repr(sorted(asdict(self.cfg).items())).encode()).hexdigest()[:16]
@@ -155,16 +162,34 @@ def read_sound(file: MediaFile, rate: int) -> np.ndarray:
 
     Raises RuntimeError or OSError when the file is no sound file that libsndfile reads.
     """
-    try:
-        import soundfile
-    except ImportError as error:
-        raise MissingExtra("soundfile", "audio") from error
-    samples, found = soundfile.read(io.BytesIO(file.bytes()), dtype="float32", always_2d=True)
+    samples, found = _soundfile().read(io.BytesIO(file.bytes()), dtype="float32", always_2d=True)
     mono = samples.mean(axis=1)
     return mono if found == rate else _librosa().resample(mono, orig_sr=found, target_sr=rate)
 
 
-def _librosa():  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _content_key(file: MediaFile) -> bytes:
+    try:
+        return hashlib.sha256(file.bytes()).digest()
+    except OSError as error:
+        raise DataError(
+            f"{file.path} cannot be read ({error.strerror}); check the file and its permissions."
+        ) from error
+
+
+def _need_packages() -> None:
+    _librosa()
+    _soundfile()
+
+
+def _soundfile() -> Any:
+    try:
+        import soundfile
+    except ImportError as error:
+        raise MissingExtra("soundfile", "audio") from error
+    return soundfile
+
+
+def _librosa() -> Any:
     try:
         import librosa
     except ImportError as error:
@@ -172,8 +197,17 @@ def _librosa():  # type: ignore[no-untyped-def]  # noqa: ANN202
     return librosa
 
 
-def _one_thread() -> None:
-    """In an extracting process: as many processes as cores, so one thread each."""
+def _start_process() -> None:
+    """In an extracting process: one thread, for there are as many processes as cores, and an end with the parent."""
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Otherwise a killed parent leaves its processes waiting for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -53,7 +53,8 @@ def tokenise(texts: Sequence[str], encoder: str | EncoderFacts, max_tokens: int)
     ragged = Ragged.from_rows(rows) if rows else Ragged(np.zeros(0, np.int64), np.zeros(1, np.int64))
     check(
         not len(ragged.values) or int(ragged.values.max()) < facts.vocabulary,
-        f"the tokenizer of {facts.name} gives ids beyond its vocabulary of {facts.vocabulary}; its files do not belong together.",
+        f"the tokenizer of {facts.name} gives ids beyond its vocabulary of {facts.vocabulary}; "
+        "its files do not belong together.",
     )
     return ragged
 

@@ -62,6 +62,17 @@ class CaseResult:
     def ok(self) -> bool:
         return all(quantity.ok for quantity in self.quantities)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the worst quantity, and the difference of each."""
+        worst = self.worst
+        return {
+            "worst": worst.difference,
+            "quantity": worst.name,
+            "tolerance": worst.tolerance,
+            "ok": self.ok,
+            "differences": {quantity.name: quantity.difference for quantity in self.quantities},
+        }
+
 
 def share(quantity: Quantity) -> float:
     """Difference in units of the tolerance: above 1 is a failure. With tolerance 0: 0 if equal, else infinite."""

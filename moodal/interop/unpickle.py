@@ -17,7 +17,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def load_plain(path: Path, *, progress: ReadProgress | None = None) -> tuple[Any
         raise DataError(f"{path} could not be read ({fault.strerror or fault}).") from fault
 
 
-def _load(file: BinaryIO, path: Path, progress: ReadProgress | None) -> tuple[Any, str]:
+def _load(file: io.FileIO, path: Path, progress: ReadProgress | None) -> tuple[Any, str]:
     size = path.stat().st_size
     raw = _Counting(file, size, progress)
     source = _Bounded(io.BufferedReader(raw, 1 << 20), size)
@@ -70,7 +70,7 @@ def _load(file: BinaryIO, path: Path, progress: ReadProgress | None) -> tuple[An
 class _Counting(io.RawIOBase):
     """The file, its checksum and the count of bytes, as they go by."""
 
-    def __init__(self, file: BinaryIO, size: int, progress: ReadProgress | None) -> None:
+    def __init__(self, file: io.FileIO, size: int, progress: ReadProgress | None) -> None:
         super().__init__()
         self._file, self._size, self._progress = file, size, progress
         self.hash, self.read_bytes = hashlib.sha256(), 0
@@ -158,7 +158,7 @@ def _dtype(text: Any, *_flags: Any) -> _DType:
     return _DType("O" if match[1] == "O" else text)
 
 
-def _array(data: bytes | str | list[Any], dtype: Any, shape: Any, *, order: str) -> np.ndarray:
+def _array(data: bytes | str | list[Any], dtype: Any, shape: Any, *, order: Literal["C", "F"]) -> np.ndarray:
     """A checked array of its bytes, or of its list of objects."""
     if not isinstance(dtype, _DType):
         raise pickle.UnpicklingError("an array has no dtype")
@@ -213,6 +213,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _Allowed(_latin1),
     ("collections", "OrderedDict"): _Allowed(OrderedDict),
     **{(module, kind.__name__): _Allowed(kind) for module in ("builtins", "__builtin__") for kind in (set, frozenset)},
+    **{(module, "bytes"): _Allowed(lambda: b"") for module in ("builtins", "__builtin__")},  # protocol 2, empty
     **{(f"numpy.{core}.{part}", name): f for core in ("core", "_core") for (part, name), f in _NUMPY.items()},
 }
 #: instructions that make objects of classes, use registered codes or outside objects.
@@ -222,10 +223,12 @@ _FORBIDDEN = (
 )
 
 
-class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
+class _PlainUnpickler(pickle._Unpickler):
     """Python's own unpickler with the table of names closed and the instructions for objects taken out."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    stack: list[Any]
+    memo: dict[int, Any]
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         found = _ALLOWED.get((module, name))

@@ -108,7 +108,10 @@ class TextEncoder(nn.Module):
         self.model, self.revision = model, revision
         self.width: int = _width(model.config.to_dict())
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.config.use_cache = False  # nothing here decodes, and the two exclude each other
+            # The newer of two names of one function, where this transformers has it.
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(N, T) int64 ids and their (N, T) bool mask -> (N, T, width), the last hidden states.

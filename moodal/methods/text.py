@@ -269,13 +269,15 @@ def _inputs(cfg: TextConfig, spec: DataSpec) -> dict[str, StreamSpec]:
 
 def _text_encoder(inputs: Mapping[str, StreamSpec]) -> nn.Module | None:
     """One encoder for all token streams, None if there are none."""
-    names = {stream.encoder for stream in inputs.values() if stream.kind == "tokens"}
+    streams = [stream for stream in inputs.values() if stream.kind == "tokens"]
+    names = {stream.encoder for stream in streams}
     if not names:
         return None
     check(len(names) == 1, f"The text streams were tokenised for different encoders ({sorted(map(str, names))}); one is needed.")
     from moodal.layers.pretrained import TextEncoder  # transformers is optional
 
-    return TextEncoder(str(names.pop()))
+    config = streams[0].config  # known where the weights will come from a checkpoint
+    return TextEncoder(str(names.pop())) if config is None else TextEncoder.from_facts(config)
 
 
 def _layer(cfg: TextConfig) -> dict[str, Any]:

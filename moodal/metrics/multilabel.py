@@ -49,12 +49,18 @@ def _binary(prediction: npt.ArrayLike, target: npt.ArrayLike) -> npt.NDArray[np.
 
 
 def auc(prediction: npt.ArrayLike, target: npt.ArrayLike) -> float:
-    """Area under the ROC curve of scores (N,) for one label; NaN where the truth has one class only."""
-    from sklearn.metrics import roc_auc_score  # at use: a second of start-up
+    """Area under the ROC curve of scores (N,) for one label; NaN where the truth has one class only.
 
+    As the share of (present, absent) pairs of rows in the right order, ties counted half: many times quicker than the
+    library's curve, which a bootstrap over six emotions feels.
+    """
     scores, _ = vectors(prediction, target)
-    truth = class_vector(target, name="target", classes=2)
-    return float(roc_auc_score(truth, scores)) if np.ptp(truth) else float("nan")
+    truth = class_vector(target, name="target", classes=2) == 1
+    present, absent = scores[truth], np.sort(scores[~truth])
+    if len(present) == 0 or len(absent) == 0:
+        return float("nan")
+    below, not_above = (np.searchsorted(absent, present, side=side).sum() for side in ("left", "right"))
+    return float((below + not_above) / (2 * len(present) * len(absent)))
 
 
 def exact_match(prediction: npt.ArrayLike, target: npt.ArrayLike) -> float:

@@ -15,12 +15,13 @@ from lightning_fabric import Fabric
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from moodal.core.errors import Interrupted
-from moodal.core.method import Method, Pass, Progress, Split, Stage
+from moodal.core.method import Losses, Method, Pass, Progress, Split, Stage
 from moodal.core.random import derived_seed, generator, seed_all
 from moodal.core.settings import RunConfig, StageConfig
 from moodal.train.batches import augmented, bucketed, share
 from moodal.train.evaluate import Predictions, evaluate
 from moodal.train.optim import verify_names
+from moodal.train.processes import copies, merge_buffers, pooled_sums
 from moodal.train.runs import RunFolder
 from moodal.train.update import Updater
 
@@ -81,14 +82,14 @@ class State:
 
 
 class Fit:
-    """Trains ``method`` on ``train``, choosing epochs on ``valid``. Call :meth:`run`."""
+    """Trains ``method`` on ``train``, choosing epochs on ``valid`` by the selection of each stage. Call :meth:`run`."""
 
     def __init__(
         self, method: Method, train: Split, valid: Split, *, cfg: RunConfig, fabric: Fabric, folder: RunFolder,
-        selection: Selection, watcher: Watcher,
+        selections: Mapping[str, Selection], watcher: Watcher,
     ):
         self.method, self.train, self.valid = method, train, valid
-        self.cfg, self.fabric, self.folder, self.selection, self.watcher = cfg, fabric, folder, selection, watcher
+        self.cfg, self.fabric, self.folder, self.selections, self.watcher = cfg, fabric, folder, selections, watcher
         self.stages = method.stages()
         verify_names(cfg.method, self.stages, cfg.train)
         self.state = State()
@@ -101,25 +102,31 @@ class Fit:
         saved = self.folder.load("last.pt", self.fabric.device) if self.folder.has("last.pt") else None
         if saved is not None:
             self.state = State(**saved["state"])
-            self.method.load_state_dict(saved["method"])
+            if not self.fabric.is_global_zero:  # the saved sums are those of all processes
+                self.state.sums, self.state.rows = {}, 0.0
+            self.folder.restore("last.pt", saved, self.method)
         with self._stopping_on_interrupt():
             for number in range(self.state.stage, len(self.stages)):
                 if number > self.state.stage:
                     self.state = State(stage=number, history=self.state.history)
                     saved = None
                 self._run_stage(self.stages[number], saved)
+        if not self.folder.has("last.pt"):  # no epochs at all: the initial weights are the result
+            self._save()
         return self.state
 
     def _run_stage(self, stage: Stage, saved: Mapping[str, Any] | None) -> None:
         numbers = self._numbers(stage)
         self._enter(stage, saved)
-        per_epoch = sum(len(self._batches(stage, part, 0)) for part in range(len(stage.passes)))
-        self.watcher.begin(stage.name, numbers.epochs, numbers.epochs * per_epoch, self.state.epoch * per_epoch)
+        steps = sum(updater.total for updater in self.updaters)
+        done = sum(self._steps(stage, epoch) for epoch in range(self.state.epoch)) * len(stage.passes)
+        done += self.state.part * self._steps(stage, self.state.epoch) + self.state.step
+        self.watcher.begin(stage.name, numbers.epochs, steps, done)
         while not self.state.finished and self.state.epoch < numbers.epochs:
             self._run_epoch(stage, numbers)
         best = f"best-{stage.name}.pt"
         if self.folder.has(best):
-            self.method.load_state_dict(self.folder.load(best, self.fabric.device)["method"])
+            self.folder.restore(best, self.folder.load(best, self.fabric.device), self.method)
 
     def _numbers(self, stage: Stage) -> "StageNumbers":
         own, train = self.cfg.train.stages.get(stage.name, StageConfig()), self.cfg.train
@@ -131,16 +138,14 @@ class Fit:
         own = {id(p) for part in stage.passes for group in part.all_groups() for p in group.parameters()}
         for parameter in self.method.parameters():
             parameter.requires_grad_(id(parameter) in own)
-        epochs = self._numbers(stage).epochs
-        self.updaters = [
-            Updater(self.fabric, part.groups, self.cfg.train, epochs * len(self._batches(stage, number, 0)))
-            for number, part in enumerate(stage.passes)
-        ]
-        decay = self.cfg.train.average
-        self.averaged = None if decay is None else AveragedModel(self.method, multi_avg_fn=get_ema_multi_avg_fn(decay))
         if saved is None:
             seed_all(self.cfg.seed, stage.name, "start")
             self.method.on_stage_start(stage.name, self.train)
+        total = sum(self._steps(stage, epoch) for epoch in range(self._numbers(stage).epochs))
+        self.updaters = [Updater(self.fabric, part.groups, self.cfg.train, total) for part in stage.passes]
+        decay = self.cfg.train.average
+        self.averaged = None if decay is None else AveragedModel(self.method, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        if saved is None:
             return
         for updater, state in zip(self.updaters, saved["updaters"], strict=True):
             updater.load_state_dict(state)
@@ -151,8 +156,13 @@ class Fit:
         """The global batches of a pass: a function of (seed, stage, epoch, pass) alone."""
         place = (self.cfg.seed, stage.name, epoch, part, "order")
         shuffled = torch.randperm(len(self.train), generator=generator(*place))
-        order = shuffled if stage.order is None else stage.order(epoch)
+        order = shuffled if stage.order is None else stage.order(epoch).cpu()
         return bucketed(order, self.train.cost, self.cfg.train.batch, self.cfg.train.bucket)
+
+    def _steps(self, stage: Stage, epoch: int) -> int:
+        """How many global batches a pass of ``epoch`` has."""
+        rows = len(self.train) if stage.order is None else len(stage.order(epoch))
+        return -(-rows // self.cfg.train.batch)
 
     def _run_epoch(self, stage: Stage, numbers: "StageNumbers") -> None:
         started = time.perf_counter()
@@ -160,7 +170,8 @@ class Fit:
         for number in range(self.state.part, len(stage.passes)):
             self._run_pass(stage, stage.passes[number], number, numbers.epochs)
             self.state.part, self.state.step = number + 1, 0
-        scores = dict(self.selection.score(evaluate(self._candidate(), self.valid, size=self.cfg.train.eval_batch, fabric=self.fabric)))
+        table = evaluate(self._candidate(), self.valid, size=self.cfg.train.eval_batch, fabric=self.fabric)
+        scores = dict(self.selections[stage.name].score(table))
         self._close_epoch(stage, numbers, scores, time.perf_counter() - started)
 
     def _run_pass(self, stage: Stage, part: Pass, number: int, epochs: int) -> None:
@@ -179,39 +190,52 @@ class Fit:
             if self.cfg.train.save_every is not None and state.step % self.cfg.train.save_every == 0:
                 self._save()
 
-    def _global_step(self, stage: Stage, part: Pass, updater: Updater, rows: torch.Tensor, place: tuple[int, int, int]) -> None:
+    def _global_step(
+        self, stage: Stage, part: Pass, updater: Updater, rows: torch.Tensor, place: tuple[int, int, int]
+    ) -> None:
         """One optimiser step over a global batch: this process's share, in parts."""
         parts = share(rows, self.fabric.global_rank, self.fabric.world_size, self.cfg.train.accumulate)
+        before = copies(self.method, self.fabric)
         for turn, (chosen, counted) in enumerate(parts):
             seed_all(self.cfg.seed, stage.name, *place, turn, self.fabric.global_rank)
             batch = self.train.rows(chosen)
             if stage.companions is not None:
-                companions = self.train.rows(stage.companions(chosen, place[0]))
+                companions = self.train.rows(stage.companions(chosen, place[0]).cpu())
                 batch = replace(batch, companions=companions)
             batch = augmented(batch.to(self.fabric.device), self.cfg.train.augment)
             updater.rows, updater.due = counted, turn == len(parts) - 1
             with self.fabric.autocast():
                 losses = part.step(batch, updater)
-            for name, value in {"loss": losses.total.detach(), **losses.parts}.items():
-                self.state.sums[name] = self.state.sums.get(name, 0.0) + float(value) * counted
-            self.state.rows += counted
+            self._note(losses, counted)
+        took_part = any(counted for _, counted in parts)
+        merge_buffers(self.method, before, self.fabric, took_part=took_part)
+
+    def _note(self, losses: Losses, counted: int) -> None:
+        """Add the losses of one part to the epoch's sums, weighted by the rows they are means over."""
+        rows = counted if losses.rows is None or not counted else float(losses.rows)
+        for name, value in {"loss": losses.total.detach(), **losses.parts}.items():
+            self.state.sums[name] = self.state.sums.get(name, 0.0) + float(value) * rows
+        self.state.rows += rows
 
     def _candidate(self) -> Method:
         """The weights that are evaluated and kept: averaged ones where asked for."""
         return self.method if self.averaged is None else self.averaged.module
 
     def _close_epoch(self, stage: Stage, numbers: "StageNumbers", scores: Mapping[str, float], seconds: float) -> None:
-        state, value = self.state, float(scores[self.selection.metric])
-        is_best = self.selection.improves(value, state.best)
+        state, selection = self.state, self.selections[stage.name]
+        state.sums, state.rows = pooled_sums(state.sums, state.rows, self.fabric)
+        value = float(scores[selection.metric])
+        is_best = selection.improves(value, state.best)
         row = {"stage": stage.name, "epoch": state.epoch + 1, "seconds": round(seconds, 3), **state.loss_means()}
-        row |= {f"valid_{name}": float(score) for name, score in scores.items()} | {"rate": self.updaters[-1].rate, "best": int(is_best)}
+        row |= {f"valid_{name}": float(score) for name, score in scores.items()}
+        row |= {"rate": self.updaters[-1].rate, "best": int(is_best)}
         state.history.append(row)
         if is_best:
             state.best, state.best_epoch, state.waited = value, state.epoch + 1, 0
         else:
             state.waited += 1
         state.epoch, state.part, state.step, state.rows, state.sums = state.epoch + 1, 0, 0, 0.0, {}
-        state.finished = numbers.patience is not None and state.waited > numbers.patience
+        state.finished = numbers.patience is not None and state.waited >= numbers.patience
         if is_best and self.fabric.is_global_zero:
             self.folder.save(f"best-{stage.name}.pt", {"method": self._candidate().state_dict()})
         self._save()
@@ -223,6 +247,7 @@ class Fit:
 
     def _save(self) -> None:
         """Write last.pt: the one file a run goes on from."""
+        self.state.sums, self.state.rows = pooled_sums(self.state.sums, self.state.rows, self.fabric)
         if self.fabric.is_global_zero:
             state = {
                 "method": self.method.state_dict(),

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
+from torch import nn
 
 from moodal.core.errors import MoodalError
 from moodal.core.files import aside, read_json, write_json, write_text
@@ -63,6 +65,15 @@ class RunFolder:
         """Load a checkpoint; code in it is never run."""
         return load_checkpoint(self.path / name, device)
 
+    def restore(self, name: str, saved: Mapping[str, Any], method: nn.Module) -> None:
+        """Put the weights of the checkpoint ``saved`` (loaded from ``name``) into ``method``."""
+        try:
+            method.load_state_dict(saved["method"])
+        except (KeyError, RuntimeError) as fault:
+            raise MoodalError(
+                f"{self.path / name} does not fit the run's settings ({str(fault).splitlines()[-1].strip()}); the folder was changed."
+            ) from fault
+
     def has(self, name: str) -> bool:
         return (self.path / name).exists()
 
@@ -83,7 +94,10 @@ class RunFolder:
         inspection = {f"{s}.{n}": np.ascontiguousarray(v) for s, t in tables.items() for n, v in t.inspection.items()}
         if inspection:
             with aside(self.path / "inspection.safetensors") as temporary:
-                save_file(inspection, temporary)
+                try:
+                    save_file(inspection, temporary)
+                except SafetensorError as fault:
+                    raise OSError(str(fault)) from fault
 
     def write_texts(self, clips: Mapping[str, Sequence[Any]]) -> None:
         """Write texts.jsonl: what was said and explained, for reports. Each clip has id, text, explanations, explained_by."""

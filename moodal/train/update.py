@@ -12,6 +12,7 @@ several optimisers run on several processes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,8 +38,10 @@ class Updater:
         #: rows the current part counts for (0 on a process that only keeps company) and whether a step is due.
         self.rows = 0
         self.due = True
-        self.scaler = torch.amp.GradScaler(enabled=_needs_scaling(fabric))
+        #: one for each optimiser: parts of one step must be scaled alike, whatever another optimiser does in between.
+        self.scalers = {name: torch.amp.GradScaler(enabled=_needs_scaling(fabric)) for name in groups}
         self._weight: dict[str, Tensor] = {}
+        self._fault = ""
 
     def __call__(
         self, losses: Losses, optimiser: str = "main", *, adjust: Callable[[Sequence[nn.Parameter]], None] | None = None
@@ -47,12 +50,13 @@ class Updater:
 
         ``adjust`` may change the gradients (gradient surgery) just before clipping.
         """
-        self._verify_finite(losses)
+        finite = self._finite(losses)
         rows = self.rows if losses.rows is None else losses.rows
         weight = torch.as_tensor(rows, dtype=torch.float32, device=losses.total.device) * (self.rows > 0)
+        weight = weight if finite else weight * torch.nan  # tells the other processes, which wait at the step
         parameters = self._parameters(optimiser)
         with torch.autocast(self.fabric.device.type, enabled=False):
-            self.scaler.scale(losses.total.float() * weight).backward(inputs=parameters)
+            self.scalers[optimiser].scale(losses.total.float() * weight).backward(inputs=parameters)
         self._weight[optimiser] = self._weight.get(optimiser, torch.zeros_like(weight)) + weight
         if self.due:
             self._step(optimiser, adjust)
@@ -60,14 +64,20 @@ class Updater:
     def _parameters(self, optimiser: str) -> list[nn.Parameter]:
         return [p for group in self.optimisers[optimiser].param_groups for p in group["params"]]
 
-    def _verify_finite(self, losses: Losses) -> None:
+    def _finite(self, losses: Losses) -> bool:
+        """Whether the loss is finite; if not, raise, or on several processes note it: all stop together at the step."""
         if bool(torch.isfinite(losses.total)):
-            return
+            return True
         parts = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.parts.items())
+        self._fault = f"the loss is {float(losses.total.detach())} ({parts or 'no parts'})"
+        if self.fabric.world_size == 1:
+            self._stop(self._fault)
+        return False
+
+    def _stop(self, fault: str) -> None:
         place = self.progress
         raise MoodalError(
-            f"stage {place.stage}, epoch {place.epoch + 1}, step {place.step + 1}: "
-            f"the loss is {float(losses.total)} ({parts or 'no parts'}). No step was taken; "
+            f"stage {place.stage}, epoch {place.epoch + 1}, step {place.step + 1}: {fault}. No step was taken; "
             "try a lower train.rate or train.clip, or look for extreme values in the features."
         )
 
@@ -77,25 +87,35 @@ class Updater:
         weight = self._weight.pop(name)
         if self.fabric.world_size > 1:
             weight = _sum_over_processes(self.fabric, parameters, weight)
-        if float(weight) == 0:  # nothing labelled in this batch: nothing to learn from it
+        if not math.isfinite(weight):
+            self._stop(self._fault or "the loss of another process is not finite")
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if float(weight) == 0 or not gradients:  # nothing labelled in this batch: nothing to learn from it
             optimiser.zero_grad(set_to_none=True)
             return
-        self.scaler.unscale_(optimiser)
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        scaler = self.scalers[name]
+        scaler.unscale_(optimiser)
         torch._foreach_div_(gradients, float(weight))
         if adjust is not None:
             adjust(parameters)
-        if self.cfg.clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.cfg.clip)
+        self._clip(parameters)
         factor = rate_factor(self.steps[name], self.total, self.cfg)
         for group in optimiser.param_groups:
             group["lr"] = group["base_rate"] * factor
-        self.scaler.step(optimiser)
-        self.scaler.update()
+        scaler.step(optimiser)
+        scaler.update()
         optimiser.zero_grad(set_to_none=True)
         # Autocast keeps low-precision copies of weights; a module used again in this step must see the new ones.
         torch.clear_autocast_cache()
         self.steps[name] += 1
+
+    def _clip(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Clip the norm over all gradients; a norm that is not finite stops the run, unless loss scaling skips the step."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not bool(torch.isfinite(norm)) and not _needs_scaling(self.fabric):
+            self._stop(f"the gradient's norm is {float(norm)} though the loss is finite")
+        if self.cfg.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.cfg.clip, norm)
 
     @property
     def rate(self) -> float:
@@ -106,15 +126,16 @@ class Updater:
         return {
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "steps": dict(self.steps),
-            "scaler": self.scaler.state_dict(),
+            "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
+            "total": self.total,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
-        self.steps = dict(state["steps"])
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
+            if self.scalers[name].is_enabled():
+                self.scalers[name].load_state_dict(state["scalers"][name])
+        self.steps, self.total = dict(state["steps"]), int(state["total"])
 
 
 def _needs_scaling(fabric: Fabric) -> bool:

@@ -20,7 +20,7 @@ from moodal.interop.unpickle import RefusedPickle, load_plain
 PLAIN = {
     "none": None,
     "numbers": [True, -3, 2**70, 1.5, float("-inf")],
-    "bytes": b"\x00\xff",
+    "bytes": [b"\x00\xff", b""],
     "set": {1, 2},
     "frozen": frozenset("ab"),
     "ordered": collections.OrderedDict(a=1, b=[2]),
@@ -217,7 +217,7 @@ def array_pickle(shape: bytes, dtype: bytes, data: bytes, order: bytes = b"<") -
     ],
 )
 def test_damaged_files_give_a_sentence(tmp_path, data):
-    with pytest.raises(DataError, match="not a readable pickle|instruction|state of"):
+    with pytest.raises(DataError, match=r"not a readable pickle|instruction|state of"):
         load(tmp_path, data)
 
 
@@ -231,7 +231,7 @@ def test_every_truncation_gives_a_sentence(tmp_path):
 def test_random_damage_gives_data_or_a_sentence(tmp_path):
     whole = bytearray(pickle.dumps({k: v for k, v in PLAIN.items() if k != "numbers"}, protocol=2))
     random = np.random.default_rng(0)
-    for _ in range(500):
+    for _ in range(200):
         damaged = bytearray(whole)
         damaged[random.integers(len(whole))] = random.integers(256)
         try:

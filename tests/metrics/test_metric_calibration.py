@@ -89,7 +89,7 @@ def test_faults_of_probabilities():
         MetricError, match=r"ranges from -1 to 3, expected probabilities from 0 to 1; apply the softmax"
     ):
         k.ece([[3.0, -1.0]], [0])
-    with pytest.raises(MetricError, match="A row of prediction sums to 0.6, expected 1"):
+    with pytest.raises(MetricError, match=r"A row of prediction sums to 0\.6, expected 1"):
         k.ece([[0.5, 0.5], [0.3, 0.3]], [0, 0])
     with pytest.raises(MetricError, match="target holds class 2 in row 0, expected 0 to 1"):
         k.mce(binary(0.8, 1), [2])
@@ -139,5 +139,5 @@ def test_faults_of_deviations():
         k.gaussian_nll([0.0, 1], [0.0, 1], deviation=[1.0, 0])
     with pytest.raises(MetricError, match="prediction has 2 rows and deviation has 1"):
         k.ence([0.0, 1], [0.0, 1], deviation=[1.0])
-    with pytest.raises(MetricError, match="deviation holds 1 values that are NaN .* Every row needs a number"):
+    with pytest.raises(MetricError, match=r"deviation holds 1 values that are NaN .* Every row needs a number"):
         k.ence([0.0], [0.0], deviation=[np.nan])

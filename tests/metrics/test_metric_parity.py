@@ -99,6 +99,6 @@ def test_faults(tmp_path):
     with pytest.raises(MetricError, match=r"There is no nothing\.json in .*; a case is a json and a safetensors"):
         check_case(tmp_path / "nothing")
     with pytest.raises(
-        MetricError, match="no published metric 'mmsa.mossi'; known: mmsa.mosi, .*did you mean 'mmsa.mosi'"
+        MetricError, match=r"no published metric 'mmsa.mossi'; known: mmsa.mosi, .*did you mean 'mmsa.mosi'"
     ):
         check_case(write(tmp_path, {"mmsa.MOSSI": {}}))

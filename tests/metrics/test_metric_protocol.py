@@ -139,7 +139,7 @@ def test_faults_of_masks_and_names():
         score("mosi", [1.0], [1.0], valid=[True, True])
     with pytest.raises(MetricError, match=r"valid has shape \(1,\) and type int64"):
         score("mosi", [1.0], [1.0], valid=np.array([1]))
-    with pytest.raises(MetricError, match="no protocol 'moosi'; known: mosi, .*; did you mean 'mosi'"):
+    with pytest.raises(MetricError, match=r"no protocol 'moosi'; known: mosi, .*; did you mean 'mosi'"):
         score("moosi", [1.0], [1.0])
     with pytest.raises(MetricError, match="is a single number, expected arrays"):
         score("mosi", 1.0, 1.0)
