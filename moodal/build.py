@@ -86,6 +86,8 @@ def make_fabric(cfg: DeviceConfig) -> Fabric:
     """Lightning Fabric from the settings; a sentence where they do not fit the machine. Call ``launch`` yourself."""
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+    if cfg.strategy.endswith(("_spawn", "_fork", "_notebook")):
+        raise MoodalError(f"device.strategy is {cfg.strategy}, which starts functions and not commands; use ddp, or auto.")
     try:
         return Fabric(
             accelerator=cfg.accelerator, devices=cfg.devices, num_nodes=cfg.num_nodes, strategy=cfg.strategy, precision=cfg.precision

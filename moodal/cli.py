@@ -20,7 +20,7 @@ FAULT, INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 2 for a fault of the input, 130 when interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    options = parser().parse_args(arguments)
+    options = _options(parser(), arguments)
     from moodal.console import quiet_libraries
 
     quiet_libraries()
@@ -38,6 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped. What was saved before is intact.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _options(commands: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, letting settings stand after options too, which argparse alone does not."""
+    options, rest = commands.parse_known_args(arguments)
+    unknown = [text for text in rest if text.startswith("-") or "=" not in text or "settings" not in options]
+    if unknown:
+        commands.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        options.settings = [*options.settings, *rest]
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,8 +137,11 @@ def _overrides(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _seeds(overrides: dict[str, Any]) -> list[int]:
-    """Take ``seed`` out of the overrides: one number or several with commas. Raises ``MoodalError`` if not numbers."""
-    given = overrides.pop("seed", 1)
+    """Take ``seed`` out of the overrides: one number or several with commas, none if it is not there.
+
+    Raises ``MoodalError`` if they are not numbers.
+    """
+    given = overrides.pop("seed", [])
     parts = given if isinstance(given, list) else str(given).replace("_", ",").split(",")
     try:
         seeds = [int(str(part)) for part in parts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,9 @@ def _line(row: Mapping[str, float]) -> str:
 def train_seeds(
     recipe: str, overrides: Mapping[str, Any], *, seeds: Sequence[int], runs: Path, file: Path | None = None
 ) -> SeedResults | None:
-    """Train ``recipe`` over ``seeds``, reading the data once. None on processes other than the first."""
-    configs = [configure(recipe, {**overrides, "seed": seed}, file=file).config for seed in seeds]
+    """Train ``recipe`` over ``seeds`` (none: the recipe's own), reading the data once. None on processes other than the first."""
+    own = configure(recipe, overrides, file=file).config
+    configs = [replace(own, seed=seed) for seed in seeds or [own.seed]]
     folders = [run_path(cfg, runs) for cfg in configs]
     fabric = make_fabric(configs[0].device)
     fabric.launch()

@@ -89,9 +89,9 @@ class Zygote:
     def run(self, *argv: str) -> Finished:
         return self.start(*argv).wait()
 
-    def call(self, function: str, *arguments: Any) -> Finished:
+    def start_call(self, function: str, *arguments: Any) -> Running:
         """Run "module:function" with arguments that JSON can hold."""
-        return self._start({"call": function, "arguments": list(arguments)}).wait()
+        return self._start({"call": function, "arguments": list(arguments)})
 
     def _start(self, request: dict[str, Any]) -> Running:
         self.count += 1

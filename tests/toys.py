@@ -296,10 +296,11 @@ def every_kind() -> dict[str, tuple[type[Method], RunConfig]]:
         if name == "augment":
             continue
         found[name] = cls, toy_config(epochs=2, **train)
-        if name in ("plain", "critic", "bank"):
+        if name in ("plain", "critic", "two passes", "companions"):
             found[f"{name}, accumulated"] = cls, toy_config(epochs=2, accumulate=2, **train)
     still = {"noise": False, "dropout": 0.0, "head_dropout": 0.0}
-    found["text"] = TEXT, toy_config(epochs=2, method="text", model=tiny_text(**still))
+    for optimiser in ("sgd", "adamw"):
+        found[f"text, {optimiser}"] = TEXT, toy_config(epochs=2, method="text", model=tiny_text(**still), optimiser=optimiser)
     return found
 
 
@@ -308,7 +309,7 @@ def train_every_kind(fabric: Fabric, folder: Path) -> None:
     torch.set_num_threads(1)
     for name, (cls, cfg) in every_kind().items():
         data = prepared(cfg)
-        if name == "text":
+        if cfg.method == "text":
             data = with_explanations(data)
         fit = job(cls, cfg, data, folder / name, fabric=fabric)
         state = fit.run()

@@ -40,6 +40,7 @@ def labels(groups: Sequence[Group], names: Sequence[str] | None = None) -> list[
     for group in groups:
         words = differences([group[0].configuration(), groups[0][0].configuration()])[0]
         settings = [word for word in words if not word.startswith(("method=", "corpus="))]
+        settings.sort(key=lambda word: not word.startswith("model."))  # what the method is, before how it was trained
         more = f", and {len(settings) - _NAMED} more" if len(settings) > _NAMED else ""
         found.append(group[0].method + (f" ({', '.join(settings[:_NAMED])}{more})" if settings else ""))
     return found
@@ -200,7 +201,7 @@ def _difference(
 ) -> dict[str, Number | str]:
     """The cells "difference" and "p" of a row; a sentence in ``notes`` where they cannot be had."""
     if first is None or other is None:
-        notes.append(f"No difference is tested for {name}: its predictions, or those of the first row, are not there.")
+        notes.append(f"No difference is tested for {name}: its predictions, or those of the first row, are not stored.")
         return {}
     try:
         found = compare(other, first, keys=[metric], resamples=resamples)[metric]

@@ -77,7 +77,8 @@ def _curves(group: Sequence[StoredRun]) -> list[str]:
         if selection.get("metric")
         else " Dots: the epoch kept."
     )
-    return [html.figure(drawn, caption=f"Left: training loss{' of each seed' if len(group) > 1 else ''}.{rule}")]
+    which = " of each seed" if len(group) > 1 else ""
+    return [html.figure(drawn, caption=f"Left: training loss{which}, parts before they are weighted.{rule}")]
 
 
 def _curve_metric(run: StoredRun) -> str | None:

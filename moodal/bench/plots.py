@@ -82,6 +82,7 @@ def training_curves(
     if drawn:
         scores.legend(loc="best")
     for axes in (losses, scores):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         _mark_stages(axes, histories[0][1])
     return svg(figure)
 

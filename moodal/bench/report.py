@@ -153,16 +153,17 @@ def _grouped(value: object) -> str:
 def _scores(scored: Mapping[str, SplitScores], group: Group) -> list[str]:
     shown = {split: scores for split, scores in scored.items() if scores.cells}
     table = scores_table({split: scores for split, scores in (shown or scored).items()})
-    unfinished = [str(run.seed) for run in group if not run.finished]
-    parts = (
-        [html.absent(f"Seed {', '.join(unfinished)} has no scores.json: training has not ended.")] if unfinished else []
-    )
+    parts = [html.absent(f"Seed {run.seed} has no scores: {_unfinished(run)}") for run in group if not run.finished]
     parts += [table.html()] if shown else [*map(html.absent, table.notes)]
     spread = "mean ± standard deviation over seeds, " if len(group) > 1 else ""
     explanation = (
         f"{spread}[95 % bootstrap interval over clips]. All numbers come from the weights of the chosen epoch."
     )
     return parts + ([html.note(explanation[0].upper() + explanation[1:])] if shown else [])
+
+
+def _unfinished(run: StoredRun) -> str:
+    return run.missing.get("scores.json", "scores.json is empty.")
 
 
 def _comparison(

@@ -109,7 +109,8 @@ def _suggest(key: str, known: Mapping[str, Any]) -> str:
     near = did_you_mean(key, known)
     if near:
         return near
-    last = {full.rpartition(".")[2]: full for full in known}
+    nearest_last = sorted(known, key=lambda full: -full.count("."))  # of keys that end alike the least nested one stays
+    last = {full.rpartition(".")[2]: full for full in nearest_last}
     name = key.rpartition(".")[2]
     match = did_you_mean(name, last)
     return f"; did you mean '{last[match.split(chr(39))[1]]}'?" if match else "."

@@ -34,6 +34,8 @@ PAUSE = 0.25
 #: Channels that carry loudness, the best first.
 _LOUDNESS = ("loudness", "energy", "mfcc_0")
 _LEAST_VOICED = 4
+#: Languages written without spaces: their words cannot be counted here.
+_UNSPACED = ("zh", "ja", "th")
 
 
 def measure(raw: RawCorpus) -> dict[str, np.ndarray]:
@@ -44,7 +46,8 @@ def measure(raw: RawCorpus) -> dict[str, np.ndarray]:
     if stream is not None and recipe is not None and recipe.channels:
         found |= _tone(stream, recipe)
         step = step_seconds(recipe)
-        seconds = None if step is None else stream.lengths * step
+        if step is not None and raw.facts.language not in _UNSPACED:
+            seconds = stream.lengths * step
         if "log_f0" in recipe.channels:
             found["pauses"] = _unvoiced_pauses(stream, recipe.channels.index("log_f0"), step)
     return {**found, **_timing(raw.clips, seconds)}

@@ -87,11 +87,7 @@ def read_state(path: Path) -> State:
 
 def load_pieces(pieces: Sequence[Piece], state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> State:
     """Official ``state`` -> ours, shaped like ``like``. Raises ``MoodalError`` on any difference of names or shapes."""
-    known = {piece.official for piece in pieces}
-    for name in known:
-        check(name in state, f"The checkpoint has no parameter '{name}'{did_you_mean(name, state)}; is it of another method or version?")
-    for name in state:
-        check(name in known, f"The checkpoint's parameter '{name}' is not known{did_you_mean(name, known)}; is it of another method or version?")
+    _check_names({piece.official for piece in pieces}, state)
     ours = {name: torch.empty_like(tensor) for name, tensor in like.items()}
     filled = set()
     for piece in pieces:
@@ -104,6 +100,15 @@ def load_pieces(pieces: Sequence[Piece], state: Mapping[str, Tensor], like: Mapp
         filled.add(piece.ours)
     check(filled == set(ours), f"Nothing in the checkpoint fills {sorted(set(ours) - filled)[:1]}; this is a fault of the name map.")
     return ours
+
+
+def _check_names(known: set[str], state: Mapping[str, Tensor]) -> None:
+    missing, unknown = sorted(known - set(state)), sorted(set(state) - known)
+    if missing:
+        hint = did_you_mean(missing[0], unknown)
+        raise MoodalError(f"The checkpoint has no parameter '{missing[0]}'{hint}; is it of another method or version?")
+    if unknown:
+        raise MoodalError(f"The checkpoint's parameter '{unknown[0]}' is not known; is it of another method or version?")
 
 
 def text_spec(widths: Mapping[str, int]) -> DataSpec:

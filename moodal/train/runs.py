@@ -124,12 +124,21 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     if not path.exists():
         raise MoodalError(f"{path} does not exist; expected a checkpoint there.")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        found = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as fault:
-        reason = next((line.strip() for line in str(fault).splitlines() if "Unsupported" in line or "GLOBAL" in line), "it asks to run code")
-        raise MoodalError(f"{path} was refused: it holds more than tensors and plain values ({reason}). Nothing in it was run.") from None
+        asked = next((line.strip() for line in str(fault).splitlines() if "GLOBAL" in line or "global" in line), None)
+        if asked is None:
+            raise _unreadable(path, "no checkpoint of torch") from None
+        raise MoodalError(f"{path} was refused: it holds more than tensors and plain values ({asked}). Nothing in it was run.") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as fault:
-        raise MoodalError(f"{path} is not a readable checkpoint ({str(fault).splitlines()[0]}); it may be truncated.") from None
+        raise _unreadable(path, next(iter(str(fault).splitlines()), "it ends too early")) from None
+    if not isinstance(found, dict):
+        raise _unreadable(path, f"it holds {type(found).__name__}, not a mapping")
+    return found
+
+
+def _unreadable(path: Path, reason: str) -> MoodalError:
+    return MoodalError(f"{path} is not a readable checkpoint ({reason}); it may be truncated or another kind of file.")
 
 
 def _prediction_rows(split: str, table: Predictions, classes: Sequence[str]) -> list[list[Any]]:

@@ -228,7 +228,7 @@ def test_segments_equal_numpy_on_each_row():
 
 
 def test_long_runs_count_inner_runs_only():
-    flags = np.array([1, 1, 0, 1, 1, 1, 0, 1] + [0, 1, 0, 1, 1, 0], dtype=bool)
+    flags = np.array([1, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 0], dtype=bool)
     row = np.array([0] * 8 + [1] * 6)
     assert long_runs(flags, row, 3, 2).tolist() == [3, 2, 0]
     assert long_runs(flags, row, 3, 1).tolist() == [3, 3, 0]

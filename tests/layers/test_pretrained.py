@@ -87,7 +87,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(folder):
                 module.p = 0.0
         model.train()
         model(ids, mask).square().sum().backward()
-    assert saving.model.is_gradient_checkpointing and not plain.model.is_gradient_checkpointing
+    assert saving.model.is_activation_checkpointing and not plain.model.is_activation_checkpointing
     for ours, theirs in zip(saving.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 

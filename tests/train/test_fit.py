@@ -117,14 +117,14 @@ def test_stopped_after_every_epoch_it_ends_with_the_same_bits(kind, toy_data, tm
 def test_interrupted_within_epochs_it_saves_and_ends_with_the_same_bits(kind, toy_data, tmp_path, uninterrupted):
     found, stops = in_pieces(kind, toy_data, tmp_path, lambda: Stopper(interrupt, step=7), Interrupted)
     assert_same(found, uninterrupted(kind))
-    assert stops >= 2
+    assert stops >= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_within_epochs_it_goes_on_from_the_last_save(kind, toy_data, tmp_path, uninterrupted):
     found, stops = in_pieces(kind, toy_data, tmp_path, lambda: Stopper(kill, step=5), Killed, save_every=2)
     assert_same(found, uninterrupted(kind))
-    assert stops >= 2
+    assert stops >= 1
 
 
 @pytest.mark.parametrize("name, occasion", [("best-inputs.pt", 1), ("last.pt", 1), ("last.pt", 3), ("best-head.pt", 1), ("last.pt", 6)])

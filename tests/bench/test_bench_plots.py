@@ -100,9 +100,9 @@ def test_matplotlib_settings_are_restored():
 
 
 def test_picture(make_run, tmp_path):
-    folder = make_run()
-    first = draw(folder, tmp_path / "docs" / "a.png").read_bytes()
-    assert first.startswith(b"\x89PNG") and draw(StoredRun.open(folder), tmp_path / "b.png").read_bytes() == first
+    run = StoredRun.open(make_run(sizes={"valid": 8, "test": 8}))
+    first = draw(run, tmp_path / "docs" / "a.png").read_bytes()
+    assert first.startswith(b"\x89PNG") and draw(run, tmp_path / "b.png").read_bytes() == first
     bare = make_run(task="classification", inspection=False)
     assert is_svg(draw(bare, tmp_path / "c.svg").read_bytes())
 
