@@ -200,7 +200,14 @@ def _ablate(options: argparse.Namespace) -> int:
     from moodal.jobs import ablate
 
     overrides = _overrides(options.settings)
-    return ablate(options.recipe, overrides, seeds=_seeds(overrides), runs=Path(options.runs), form=options.format, as_json=options.json)
+    found = ablate(options.recipe, overrides, seeds=_seeds(overrides), runs=Path(options.runs))
+    if found is None:
+        return 0
+    finished, table = found
+    print({"markdown": table.markdown, "csv": table.csv, "latex": table.latex}[options.format]())
+    if options.json:
+        _print_json(finished.as_json())
+    return 1 if finished.failed else 0
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -209,7 +216,10 @@ def _import(options: argparse.Namespace) -> int:
 
     out = Path(options.out or Path("stores") / options.corpus)
     with WaitingBar(f"import {Path(options.file).name}") as bar:
-        report = import_file(Path(options.file), corpus=options.corpus, out=out, overwrite=options.overwrite, progress=bar)
+        report = import_file(
+            Path(options.file), corpus=options.corpus, out=out, overwrite=options.overwrite,
+            progress=lambda what, done, total: bar(done, total, what),
+        )  # fmt: skip
     print(report)
     print(f"wrote {out}; train with: moodal train {options.corpus}/text data.root={out}")
     if options.json:

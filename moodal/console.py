@@ -69,13 +69,14 @@ def _losses(losses: Mapping[str, float]) -> str:
 
 
 class WaitingBar:
-    """Progress of anything counted: call it with (done, to do)."""
+    """Progress of anything counted: call it with (done, to do) and, where the work has phases, the phase's name."""
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.console = Console(stderr=True)
         self.progress = Progress(*_columns(), console=self.console, disable=not self.console.is_terminal, transient=True)
         self.task: TaskID | None = None
+        self.phase = ""
 
     def __enter__(self) -> "WaitingBar":
         self.progress.start()
@@ -84,11 +85,15 @@ class WaitingBar:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def __call__(self, done: int, total: int) -> None:
-        if self.task is None:
-            self.task = self.progress.add_task(self.label, total=total)
+    def __call__(self, done: int, total: int, phase: str = "") -> None:
+        if self.task is None or phase != self.phase:
+            self.phase = phase
+            if self.task is not None:
+                self.progress.remove_task(self.task)
+            label = f"{self.label} {phase}".strip()
+            self.task = self.progress.add_task(label, total=total)
             if not self.console.is_terminal:
-                self.console.print(f"{self.label}: {total} to do", highlight=False)
+                self.console.print(f"{label}: {total} to do", highlight=False)
         self.progress.update(self.task, completed=done, total=total)
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
+from moodal.bench import ablate as ablation
 from moodal.bench.compare import compare_runs
 from moodal.bench.report import report_run
+from moodal.bench.tables import Table
 from moodal.build import (
     Trained, build_method, configure, load_data, make_fabric, open_run, recipes, run_path, score_table, select, stored_config, train,
 )  # fmt: skip
@@ -25,6 +27,7 @@ from moodal.core.spec import DataSpec, Modality, StreamSpec
 from moodal.data import CORPORA
 from moodal.interop import CONVERTERS
 from moodal.interop.official import Converted, read_state
+from moodal.methods import METHODS
 from moodal.metrics.bootstrap import summarise
 from moodal.prepare import Prepared, task_facts
 from moodal.train.evaluate import evaluate
@@ -158,6 +161,29 @@ def check_recipes() -> dict[str, str | None]:
         except MoodalError as fault:
             found[recipe] = str(fault)
     return found
+
+
+def ablate(
+    recipe: str, overrides: Mapping[str, Any], *, seeds: Sequence[int], runs: Path
+) -> tuple[ablation.Ablation, Table] | None:
+    """Train every row of the method's ablation table over ``seeds``. None on processes other than the first.
+
+    Runs that are finished already are not made again, so an interrupted table goes on where it stopped.
+    """
+    cfg = configure(recipe, overrides).config
+
+    def trained(name: str, settings: Mapping[str, Any], chosen: Sequence[int]) -> dict[int, dict[str, Any]]:
+        found = train_seeds(name, settings, seeds=chosen, runs=runs)
+        if found is None:
+            return {}
+        return {seed: {"valid": run.scores["valid"], "test": run.scores["test"], "run": run.folder} for seed, run in found.runs.items()}
+
+    def announce(row: str, seed: int, done: int, total: int) -> None:
+        print(f"row   {row}, seed {seed} ({done + 1} of {total})", file=sys.stderr)
+
+    rows = ablation.plan(METHODS[cfg.method].ablations, overrides)
+    finished = ablation.run(rows, trained, recipe=recipe, seeds=seeds, progress=announce)
+    return finished, ablation.ablation_table(finished)
 
 
 def demo(runs: Path) -> str:

@@ -49,5 +49,5 @@ def find_store(root: Path | None, facts: CorpusFacts) -> Path:
 def _how(facts: CorpusFacts) -> str:
     return (
         f"Make one from the corpus's pickle file (see {facts.source}) with: "
-        f"moodal import {facts.name} FILE.pkl --out FOLDER, then set data.root=FOLDER."
+        f"moodal import FILE.pkl --corpus {facts.name} --out FOLDER, then set data.root=FOLDER."
     )

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moodal.layers.dot_product import additive, by_head, dot_product
+
 EPSILON = 1e-5
 
 
@@ -39,15 +41,17 @@ class Attention(nn.Module):
         self.shift = nn.Parameter(torch.zeros(3, width))
         self.weight = nn.Parameter(torch.empty(3, inner, width))
         uniform_(self.weight.data, width)
+        self.unit: Tensor
+        self.register_buffer("unit", torch.tensor([[head_width**-0.5], [1.0], [1.0]]), persistent=False)
         self.out = nn.Linear(inner, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, target: Tensor, source: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """(N, T, D) attends to ``source`` (N, S, D), or to itself. ``mask``: (N, S), one real step per row at least."""
-        query, key, value = self._project(target, source)
-        allowed = None if mask is None else mask[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
-        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+        alone = by_head(target, (target if source is None else source).shape[1])
+        query, key, value = self._project(target, source, split=alone)
+        mixed = dot_product(query, key, value, mask, heads_alone=alone)
+        return self.dropout(self.out(mixed.flatten(2)))
 
     def at(self, sequence: Tensor, places: Sequence[int], *, mask: Tensor | None = None) -> Tensor:
         """Self-attention of (N, T, D) evaluated at the steps ``places`` only: (N, len(places), D).
@@ -62,13 +66,13 @@ class Attention(nn.Module):
         by_head = weight.view(3, self.heads, self.head_width, width)
         shift = bias.view(3, self.heads, self.head_width)
         query = (F.linear(chosen, weight[: self.inner], bias[: self.inner])).view(-1, self.heads, self.head_width)
-        query = query.transpose(0, 1) * self.head_width**-0.5  # (H, N * count, d)
+        query = query.transpose(0, 1)  # (H, N * count, d)
         constant = torch.bmm(query, shift[1].unsqueeze(-1))  # equal for all keys of a query
         reach = torch.cat([torch.bmm(query, by_head[1]), constant], dim=-1).view(self.heads, rows, count, width + 1)
         reach = reach.permute(1, 2, 0, 3).flatten(1, 2)  # (N, count * H, D + 1)
         scores = torch.bmm(reach[..., :-1], steps.transpose(1, 2)) + reach[..., -1:]
         if mask is not None:
-            scores = scores.masked_fill(~mask[:, None, :], float("-inf"))
+            scores = scores + additive(mask, scores.dtype)
         mean = torch.bmm(scores.softmax(dim=-1), steps).view(rows * count, self.heads, width).transpose(0, 1)
         value = torch.baddbmm(shift[2].unsqueeze(1), mean, by_head[2].transpose(1, 2))  # weights sum to 1: shift once
         return self.dropout(self.out(value.transpose(0, 1).reshape(rows, count, self.inner)))
@@ -78,21 +82,28 @@ class Attention(nn.Module):
         return self.heads * self.head_width
 
     def _folded(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the maps ``first`` up to ``last`` acting on the standardised input: W (s * x + b)."""
-        weight = self.weight[first:last]
-        bias = weight @ self.shift[first:last].unsqueeze(-1)
-        return (weight * self.scale[first:last].unsqueeze(1)).flatten(0, 1), bias.flatten()
+        """Weight and bias of the maps ``first`` up to ``last`` acting on the standardised input: W (s * x + b).
 
-    def _project(self, target: Tensor, source: Tensor | None) -> tuple[Tensor, ...]:
+        The query's map carries the scale 1 / sqrt(d) of the scores.
+        """
+        weight, unit = self.weight[first:last], self.unit[first:last]
+        bias = weight @ (self.shift[first:last] * unit).unsqueeze(-1)
+        return (weight * (self.scale[first:last] * unit).unsqueeze(1)).flatten(0, 1), bias.flatten()
+
+    def _project(self, target: Tensor, source: Tensor | None, *, split: bool) -> list[Tensor]:
+        """Query, key and value (N, T, H, d); with ``split`` in memory of their own, otherwise views of one product."""
         if source is None:
-            return self._heads(F.linear(standardise(target), *self._folded(0, 3)), 3)
-        query = self._heads(F.linear(standardise(target), *self._folded(0, 1)), 1)
-        return (*query, *self._heads(F.linear(standardise(source), *self._folded(1, 3)), 2))
+            return self._maps(standardise(target), 0, 3, split=split)
+        query = self._maps(standardise(target), 0, 1, split=split)
+        return query + self._maps(standardise(source), 1, 3, split=split)
 
-    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(N, T, parts * H * d) -> ``parts`` views (N, H, T, d)."""
-        rows, steps, _ = projected.shape
-        return projected.view(rows, steps, parts, self.heads, self.head_width).permute(2, 0, 3, 1, 4).unbind(0)
+    def _maps(self, steps: Tensor, first: int, last: int, *, split: bool) -> list[Tensor]:
+        weight, bias = self._folded(first, last)
+        shape = (*steps.shape[:2], self.heads, self.head_width)
+        if not split:
+            return [part.view(shape) for part in F.linear(steps, weight, bias).chunk(last - first, dim=-1)]
+        pairs = zip(weight.chunk(last - first), bias.chunk(last - first))
+        return [F.linear(steps, own, shift).view(shape) for own, shift in pairs]
 
 
 class FeedForward(nn.Module):

@@ -1,4 +1,4 @@
-"""What a method must beat: the mean (or median class) of the training labels, scored like everything else."""
+"""What a method must beat: the mean (or the commonest class) of the training labels, scored like everything else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def baseline_scores(task: Task, splits: Mapping[str, Split], protocol: str) -> d
         truth = _labels(splits[split])
         guess = np.full(len(truth), constant)
         tables[split] = score(protocol, guess.astype(np.int64) if isinstance(task, Classification) else guess, truth)
-    return {"name": name, **tables}
+    shown = task.classes[int(constant)] if isinstance(task, Classification) else constant
+    return {"name": name, "prediction": shown, **tables}
 
 
 def _labels(split: Split) -> np.ndarray:

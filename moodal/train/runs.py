@@ -100,11 +100,11 @@ class RunFolder:
                     raise OSError(str(fault)) from fault
 
     def write_texts(self, clips: Mapping[str, Sequence[Any]]) -> None:
-        """Write texts.jsonl: what was said and explained, for reports. Each clip has id, text, explanations, explained_by."""
+        """Write texts.jsonl: what was said and explained, for reports. Each clip has id, text, group, explanations, explained_by."""
         lines = [
             json.dumps(
                 {
-                    "split": split, "id": clip.id, "text": clip.text, "explanations": dict(clip.explanations),
+                    "split": split, "id": clip.id, "text": clip.text, "group": clip.group, "explanations": dict(clip.explanations),
                     "explained_by": dict(clip.explained_by),
                 },
                 ensure_ascii=False,

@@ -142,7 +142,7 @@ def test_two_processes_give_the_scores_of_one(train, tiny_text_settings, tmp_pat
     out, err = two.communicate(timeout=300)
     assert two.returncode == 0, err
     found = json.loads(out.strip().splitlines()[-1])
-    assert out.count('"test"') == 1, "only the first process prints"
+    assert out.count('"selection"') == 1, "only the first process prints"
     for split in ("valid", "test"):
         for key, value in one.json[split]["mean"].items():
             assert found[split]["mean"][key] == pytest.approx(value, abs=1e-5), f"{split} {key}"

@@ -267,7 +267,7 @@ def test_stored_readers_say_how_to_import(tmp_path):
         (tmp_path / "no", "does not exist"),
         (tmp_path, "holds no store"),
     ):
-        with pytest.raises(DataError, match=f"{found}.*moodal import mosi FILE.pkl"):
+        with pytest.raises(DataError, match=f"{found}.*moodal import FILE.pkl --corpus mosi"):
             reader.read(root, reader.Config(), tmp_path)
     with pytest.raises(DataError, match="is a file, not a store"):
         reader.read(tmp_path / "file.pkl", reader.Config(), tmp_path)
