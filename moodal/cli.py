@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"error: {line}" for line in str(fault).splitlines()), file=sys.stderr)
         return FAULT
     except Interrupted as stop:
-        print(f"stopped and saved. Go on with: {stop}", file=sys.stderr)
+        if str(stop):  # one process speaks for all
+            print(f"stopped and saved. Go on with: {stop}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

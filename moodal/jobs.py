@@ -133,7 +133,8 @@ def _train_one(cfg: RunConfig, folder: Path, fabric: Fabric, data: Prepared | No
         try:
             return train(cfg, folder=folder, fabric=fabric, data=data, watcher=watcher)
         except Interrupted:
-            raise Interrupted(f"moodal train --resume {shlex.quote(str(folder))}") from None
+            command = f"moodal train --resume {shlex.quote(str(folder))}"
+            raise Interrupted(command if fabric.is_global_zero else "") from None
 
 
 def evaluate_run(
@@ -182,7 +183,7 @@ def ablate(
         print(f"row   {row}, seed {seed} ({done + 1} of {total})", file=sys.stderr)
 
     rows = ablation.plan(METHODS[cfg.method].ablations, overrides)
-    finished = ablation.run(rows, trained, recipe=recipe, seeds=seeds, progress=announce)
+    finished = ablation.run(rows, trained, recipe=recipe, seeds=seeds or [cfg.seed], progress=announce)
     return finished, ablation.ablation_table(finished)
 
 

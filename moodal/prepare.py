@@ -20,7 +20,7 @@ from moodal.data import CORPORA
 from moodal.data.corpus import SPLITS, Clip, CorpusFacts, RawCorpus
 from moodal.data.ragged import Ragged
 from moodal.data.split import Split
-from moodal.data.transforms import Standardise, fit, pooled, verify_width
+from moodal.data.transforms import Transform, clip_statistics, fit, pooled, verify_width
 
 #: Between the transcript and the overall comment (text.md: "text residual").
 JOIN = " | "
@@ -84,9 +84,10 @@ def prepare(
     described = _describe(raw, cfg, tuple(raw_streams), text_facts)
     if stored is not None:
         verify_same_recipe(stored, described)
-    transforms = _transforms(raw, raw_streams, settings, stored)
+    statistics = _statistics(raw, raw_streams, settings)
+    transforms = _transforms(raw, raw_streams, settings, statistics, stored)
     description = {**described, "transforms": {name: t.state() for name, t in transforms.items()}}
-    splits = {name: _split(raw, name, raw_streams, explanations, transforms) for name in SPLITS}
+    splits = {name: _split(raw, name, raw_streams, explanations, transforms, statistics) for name in SPLITS}
     spec = _spec(raw, cfg, raw_streams, explanations, transforms, text_facts)
     clips = {name: tuple(raw.clips[i] for i in raw.positions(name)) for name in SPLITS}
     return Prepared(facts=raw.facts, spec=spec, splits=splits, clips=clips, description=description)
@@ -220,27 +221,39 @@ def _differences(path: str, ours: Any, theirs: Any) -> list[str]:
     return [] if ours == theirs else [f"{path} was {ours!r} and is {theirs!r}"]
 
 
+def _statistics(
+    raw: RawCorpus, streams: Mapping[Modality, Ragged], settings: Mapping[Modality, StreamData]
+) -> dict[Modality, np.ndarray]:
+    """Clip statistics (N, K) of the streams that want them, from the steps before pooling."""
+    return {
+        name: clip_statistics(raw.streams[name], raw.recipes[name].channels)
+        for name, setting in settings.items()
+        if name in streams and setting.statistics
+    }
+
+
 def _transforms(
-    raw: RawCorpus, streams: Mapping[Modality, Ragged], settings: Mapping[Modality, StreamData], stored: Mapping[str, Any] | None
-) -> dict[Modality, Standardise]:
-    """Statistics of the training split, or those a run remembers."""
-    transforms: dict[Modality, Standardise] = {}
+    raw: RawCorpus, streams: Mapping[Modality, Ragged], settings: Mapping[Modality, StreamData],
+    statistics: Mapping[Modality, np.ndarray], stored: Mapping[str, Any] | None,
+) -> dict[Modality, Transform]:
+    """What is done to audio and vision: fitted on the training split, or as a run remembers it."""
+    train, transforms = raw.positions("train"), {}
     for name, setting in settings.items():
         if name not in streams:
             continue
-        if stored is not None:
-            state = stored["transforms"].get(name)
-            found = None if state is None else Standardise.from_state(state)
-        else:
-            found = fit(streams[name].select(raw.positions("train")), setting)
-        verify_width(found, name, streams[name].width)
-        if found is not None:
-            transforms[name] = found
+        state = None if stored is None else stored["transforms"].get(name)
+        if state is not None:
+            transforms[name] = Transform.from_state(state)
+            verify_width(transforms[name], name, streams[name].width)
+        elif stored is None:
+            numbers = statistics[name][train] if name in statistics else None
+            transforms[name] = fit(streams[name].select(train), setting, numbers)
     return transforms
 
 
 def _split(
-    raw: RawCorpus, name: str, streams: Mapping[Modality, Ragged], explanations: Mapping[Role, Ragged], transforms: Mapping[Modality, Standardise]
+    raw: RawCorpus, name: str, streams: Mapping[Modality, Ragged], explanations: Mapping[Role, Ragged],
+    transforms: Mapping[Modality, Transform], statistics: Mapping[Modality, np.ndarray],
 ) -> Split:
     where = raw.positions(name)
     clips = [raw.clips[i] for i in where]
@@ -251,6 +264,7 @@ def _split(
         target=_target(clips, raw.facts.task),
         words=tuple(clip.text for clip in clips),
         transforms=transforms,
+        statistics={m: torch.from_numpy(numbers[where]) for m, numbers in statistics.items()},
     )
 
 
@@ -263,7 +277,7 @@ def _target(clips: Sequence[Clip], task: Task) -> Target:
 
 def _spec(
     raw: RawCorpus, cfg: RunConfig, streams: Mapping[Modality, Ragged], explanations: Mapping[Role, Ragged],
-    transforms: Mapping[Modality, Standardise], text: Mapping[str, Any],
+    transforms: Mapping[Modality, Transform], text: Mapping[str, Any],
 ) -> DataSpec:
     tokens = cfg.data.text.mode in ("finetune", "tokens")
 
@@ -277,7 +291,7 @@ def _spec(
         if name == "text":
             specs[name] = written(stream)
         else:
-            specs[name] = StreamSpec("features", transforms[name].width if name in transforms else stream.width)
+            specs[name] = StreamSpec("features", transforms[name].out if name in transforms else stream.width)
     return DataSpec(
         streams=specs,
         task=raw.facts.task,

@@ -68,7 +68,12 @@ class Zygote:
         paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "zygote.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment
+            [sys.executable, str(HERE / "zygote.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=environment,
         )
         assert self.read() == {"ready": True}
 
@@ -118,7 +123,15 @@ def tiny_text_settings() -> Sequence[str]:
 
     model = [f"model.{key}={value}" for key, value in toys.TINY_TEXT.items()]
     reader = ["reader.train=41", "reader.valid=12", "reader.test=13", "reader.steps=12,16"]
-    return ("data.text.mode=features", "data.explainer=stored", *model, *reader, "train.epochs=3", "train.batch=8", "device.accelerator=cpu")
+    return (
+        "data.text.mode=features",
+        "data.explainer=stored",
+        *model,
+        *reader,
+        "train.epochs=3",
+        "train.batch=8",
+        "device.accelerator=cpu",
+    )
 
 
 @pytest.fixture(scope="session")

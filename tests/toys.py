@@ -228,11 +228,19 @@ KINDS: Mapping[str, tuple[type[Toy], Mapping[str, Any]]] = {
 }
 
 
-def toy_config(*, seed: int = 1, model: Any = None, method: str = "toy", reader: SyntheticConfig = READER, **train: Any) -> RunConfig:
+def toy_config(
+    *, seed: int = 1, model: Any = None, method: str = "toy", reader: SyntheticConfig = READER, **train: Any
+) -> RunConfig:
     """Settings of a toy run on the synthetic corpus; keywords are those of ``train``."""
     values = {"epochs": 3, "batch": 8, "rate": 1e-2, **train}
     return RunConfig(
-        corpus="synthetic", method=method, seed=seed, model=model or ToyConfig(), reader=reader, data=DATA, train=TrainConfig(**values)
+        corpus="synthetic",
+        method=method,
+        seed=seed,
+        model=model or ToyConfig(),
+        reader=reader,
+        data=DATA,
+        train=TrainConfig(**values),
     )
 
 
@@ -250,7 +258,10 @@ def with_explanations(data: Prepared, *, width: int = 7, seed: int = 0) -> Prepa
         lengths[0] = 0
         return Ragged.from_rows([draw.standard_normal((n, width)).astype(np.float32) for n in lengths])
 
-    splits = {name: replace(s, explanations={"audio": rows(len(s)), "vision": rows(len(s))}) for name, s in data.splits.items()}
+    splits = {
+        name: replace(s, explanations={"audio": rows(len(s)), "vision": rows(len(s))})
+        for name, s in data.splits.items()
+    }
     told = {role: StreamSpec("features", width) for role in ("audio", "vision")}
     return replace(data, splits=splits, spec=replace(data.spec, explanations=told))
 
@@ -267,7 +278,15 @@ def cpu_fabric(**settings: Any) -> Fabric:
     return fabric
 
 
-def job(cls: type[Method], cfg: RunConfig, data: Prepared, folder: Path, *, fabric: Fabric | None = None, watcher: Any = None) -> Fit:
+def job(
+    cls: type[Method],
+    cfg: RunConfig,
+    data: Prepared,
+    folder: Path,
+    *,
+    fabric: Fabric | None = None,
+    watcher: Any = None,
+) -> Fit:
     """A run of ``cls`` ready to go; its folder may hold an earlier part of it."""
     method = make_method(cls, cfg, data)
     selections = {stage.name: select(cfg, data, stage.name) for stage in method.stages()}
@@ -300,7 +319,10 @@ def every_kind() -> dict[str, tuple[type[Method], RunConfig]]:
             found[f"{name}, accumulated"] = cls, toy_config(epochs=2, accumulate=2, **train)
     still = {"noise": False, "dropout": 0.0, "head_dropout": 0.0}
     for optimiser in ("sgd", "adamw"):
-        found[f"text, {optimiser}"] = TEXT, toy_config(epochs=2, method="text", model=tiny_text(**still), optimiser=optimiser)
+        found[f"text, {optimiser}"] = (
+            TEXT,
+            toy_config(epochs=2, method="text", model=tiny_text(**still), optimiser=optimiser),
+        )
     return found
 
 
@@ -320,7 +342,42 @@ def train_every_kind(fabric: Fabric, folder: Path) -> None:
             torch.save(kept, folder / f"{name}.pt")
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it, so nothing is saved or tidied after it."""
+
+
+class KilledAt(Silent):
+    """Ends a run at its n-th step."""
+
+    def __init__(self, step: int):
+        self.left = step
+
+    def step(self, epoch: int, losses: Mapping[str, float], best: float | None) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Killed
+
+
+def train_in_two_parts(fabric: Fabric, folder: Path) -> None:
+    """Train "bank", killed in its second epoch and resumed; keep what it ends with as "bank, resumed"."""
+    cls, cfg = every_kind()["bank"]
+    cfg, data = replace(cfg, train=replace(cfg.train, save_every=1)), prepared(cfg)
+    try:
+        job(cls, cfg, data, folder / "parts", fabric=fabric, watcher=KilledAt(9)).run()
+    except Killed:
+        fit = job(cls, cfg, data, folder / "parts", fabric=fabric)
+    state = fit.run()
+    if fabric.is_global_zero:
+        kept = {"weights": fit.method.state_dict(), "loss": [row["loss"] for row in state.history]}
+        torch.save(kept, folder / "bank, resumed.pt")
+
+
+def _both(fabric: Fabric, folder: Path) -> None:
+    train_every_kind(fabric, folder)
+    train_in_two_parts(fabric, folder)
+
+
 def two_processes(folder: str) -> None:
-    """Train :func:`every_kind` with two processes on this machine."""
+    """Train :func:`every_kind`, and one kind in two parts, with two processes on this machine."""
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp_fork")
-    fabric.launch(train_every_kind, Path(folder))
+    fabric.launch(_both, Path(folder))

@@ -118,8 +118,10 @@ def _suggest(key: str, known: Mapping[str, Any]) -> str:
 
 def convert(hint: Any, value: Any) -> Any:
     """``value`` as ``hint`` asks, through jsonargparse. Raises ``ValueError`` where it does not fit."""
-    from jsonargparse import ArgumentParser
-    from jsonargparse import ArgumentError  # noqa: I001
+    from jsonargparse import (
+        ArgumentError,
+        ArgumentParser,
+    )
 
     origin = typing.get_origin(hint)
     if origin is tuple and isinstance(value, str):
@@ -153,7 +155,12 @@ def describe(hint: Any) -> str:
 
 
 def _construct(
-    cls: type, values: Mapping[str, Any], substitutes: Mapping[str, type], prefix: str, faults: list[str], origins: Mapping[str, str]
+    cls: type,
+    values: Mapping[str, Any],
+    substitutes: Mapping[str, type],
+    prefix: str,
+    faults: list[str],
+    origins: Mapping[str, str],
 ) -> Any:
     """Build ``cls`` from dotted values, collecting what its ``__post_init__`` complains of."""
     hints = typing.get_type_hints(cls)
@@ -165,7 +172,9 @@ def _construct(
             given[field.name] = _construct(hint, values, substitutes, f"{key}.", faults, origins)  # type: ignore[arg-type]
         elif inner is not None:
             names = sorted({k[len(key) + 1 :].split(".")[0] for k in values if k.startswith(f"{key}.")})
-            given[field.name] = {n: _construct(inner, values, substitutes, f"{key}.{n}.", faults, origins) for n in names}
+            given[field.name] = {
+                n: _construct(inner, values, substitutes, f"{key}.{n}.", faults, origins) for n in names
+            }
         elif key in values:
             given[field.name] = values[key]
     try:

@@ -13,7 +13,7 @@ class MoodalError(ValueError):
 class ConfigError(MoodalError):
     """One or more faults of a configuration, reported together."""
 
-    def __init__(self, faults: Sequence[str]):
+    def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
         super().__init__("\n".join(self.faults))
 
@@ -25,8 +25,8 @@ class DataError(MoodalError):
 class MissingExtra(MoodalError):
     """An optional package is absent."""
 
-    def __init__(self, package: str, extra: str):
-        super().__init__(f"{package} is not installed, and this needs it. Install it with: pip install 'moodal[{extra}]'")
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed, and this needs it. Install it: pip install 'moodal[{extra}]'")
 
 
 class Interrupted(Exception):

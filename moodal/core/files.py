@@ -63,8 +63,11 @@ def folder_aside(path: Path) -> Iterator[Path]:
 
 def _cannot_write(path: Path, fault: OSError) -> MoodalError:
     if fault.errno == errno.ENOSPC:
-        return MoodalError(f"The disk is full: {path} could not be written and nothing was left half-written; free some space and try again.")
-    return MoodalError(f"{path} could not be written ({fault.strerror or fault}); check the folder's permissions or choose another one.")
+        return MoodalError(
+            f"The disk is full: {path} could not be written and nothing is left half-written; free space and try again."
+        )
+    reason = fault.strerror or fault
+    return MoodalError(f"{path} could not be written ({reason}); check the folder's permissions or choose another one.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -38,7 +38,9 @@ class Losses:
     ``rows`` is the number of rows the total is a mean over; None stands for all rows of the batch.
     """
 
-    def __init__(self, total: Tensor, output: Output | None = None, *, rows: Tensor | int | None = None, **parts: Tensor):
+    def __init__(
+        self, total: Tensor, output: Output | None = None, *, rows: Tensor | int | None = None, **parts: Tensor
+    ) -> None:
         self.total, self.output, self.rows = total, output, rows
         self.parts = {name: part.detach() for name, part in parts.items()}
 
@@ -49,7 +51,9 @@ class Group:
     ``modules`` may be modules or single parameters; those of ``without`` are left out.
     """
 
-    def __init__(self, name: str, *modules: nn.Module | nn.Parameter, without: Sequence[nn.Module | nn.Parameter] = ()):
+    def __init__(
+        self, name: str, *modules: nn.Module | nn.Parameter, without: Sequence[nn.Module | nn.Parameter] = ()
+    ) -> None:
         self.name, self._modules, self._without = name, modules, tuple(without)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -97,10 +101,12 @@ Companions = Callable[[Tensor, int], Tensor]
 class Pass:
     """One walk over the training split. ``groups``: a list (one optimiser, "main") or {optimiser name: list}."""
 
-    def __init__(self, step: Step, groups: Sequence[Group] | Mapping[str, Sequence[Group]]):
+    def __init__(self, step: Step, groups: Sequence[Group] | Mapping[str, Sequence[Group]]) -> None:
         self.step = step
         self.groups: dict[str, list[Group]] = (
-            {name: list(part) for name, part in groups.items()} if isinstance(groups, Mapping) else {"main": list(groups)}
+            {name: list(part) for name, part in groups.items()}
+            if isinstance(groups, Mapping)
+            else {"main": list(groups)}
         )
 
     def all_groups(self) -> list[Group]:
@@ -149,12 +155,12 @@ class Method(nn.Module):
     #: settings that make the paper's ablation table: {row name: {dotted key: value}}.
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    def __init__(self, cfg: Any, spec: DataSpec):
+    def __init__(self, cfg: Any, spec: DataSpec) -> None:
         super().__init__()
         self.cfg, self.spec = cfg, spec
 
     @classmethod
-    def needs(cls, cfg: Any) -> Needs:
+    def needs(cls, cfg: Any) -> Needs:  # noqa: ARG003
         """What this method reads under these settings."""
         return Needs()
 

@@ -1,4 +1,4 @@
-"""Everything random is a function of (seed, where it is used). Nothing depends on how often a generator was called before."""
+"""Everything random is a function of (seed, where it is used), never of how often a generator was called before."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class Table(Mapping[str, Any]):
     ``kind`` is the word used in error messages ("method", "corpus").
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str]):
+    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
         self.kind = kind
         self._entries = dict(entries)
 

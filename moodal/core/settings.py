@@ -30,13 +30,14 @@ class TextData:
 class StreamData:
     """How audio or vision enter: averaged over ``pool`` steps, cut to ``limit`` steps, standardised.
 
-    ``normalise``: "train" by mean and deviation of the training split; "clip" removes each clip's own mean first and
-    appends the training-standardised mean as extra columns; "none" as stored.
+    ``normalise``: "train" by mean and deviation of the training split, "none" as stored. ``statistics``: append to each
+    step what sums up its whole clip (mean, deviation, change and quantiles of each channel, length), standardised.
     """
 
     limit: int | None = None
     pool: int = 1
-    normalise: Literal["none", "train", "clip"] = "train"
+    normalise: Literal["none", "train"] = "train"
+    statistics: bool = False
 
     def __post_init__(self) -> None:
         check(self.pool >= 1, f"pool is {self.pool}; it must be 1 or more.")
@@ -77,7 +78,8 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         check(self.epochs is None or self.epochs >= 0, f"epochs is {self.epochs}; it cannot be negative.")
-        check(self.patience is None or self.patience >= 1, f"patience is {self.patience}; it must be 1 or more, or null.")
+        known = self.patience is None or self.patience >= 1
+        check(known, f"patience is {self.patience}; it must be 1 or more, or null.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ class TrainConfig:
     warmup: float = 0.1  # share of all steps
     clip: float | None = 1.0  # largest gradient norm of an optimiser; null: no clipping
     average: float | None = None  # decay per step of averaged weights used for evaluation; null: none
-    patience: int | None = None  # stop after so many epochs without a better validation score; null: never stop early
+    patience: int | None = None  # stop after so many epochs without a better validation score; null: never
     select: str | None = None  # validation metric that chooses the epoch; null: the protocol's own
     bucket: int = 1  # batches of similar length within windows of this many batches; 1: off
     eval_batch: int = 256
@@ -111,12 +113,15 @@ class TrainConfig:
         check(self.accumulate >= 1, f"accumulate is {self.accumulate}; it must be 1 or more.")
         check(self.rate > 0, f"rate is {self.rate}; it must be positive.")
         check(self.decay >= 0, f"decay is {self.decay}; it cannot be negative.")
-        check(self.patience is None or self.patience >= 1, f"patience is {self.patience}; it must be 1 or more, or null.")
+        known = self.patience is None or self.patience >= 1
+        check(known, f"patience is {self.patience}; it must be 1 or more, or null.")
         check(self.eval_batch >= 1, f"eval_batch is {self.eval_batch}; it must be 1 or more.")
-        check(self.save_every is None or self.save_every >= 1, f"save_every is {self.save_every}; it must be 1 or more, or null.")
+        known = self.save_every is None or self.save_every >= 1
+        check(known, f"save_every is {self.save_every}; it must be 1 or more, or null.")
         check(0 <= self.warmup < 1, f"warmup is {self.warmup}; it is a share of all steps, from 0 up to 1.")
         check(self.clip is None or self.clip > 0, f"clip is {self.clip}; it must be positive, or null.")
-        check(self.average is None or 0 < self.average < 1, f"average is {self.average}; it lies between 0 and 1, or is null.")
+        known = self.average is None or 0 < self.average < 1
+        check(known, f"average is {self.average}; it lies between 0 and 1, or is null.")
         check(self.bucket >= 1, f"bucket is {self.bucket}; it must be 1 or more.")
 
 

@@ -99,7 +99,10 @@ class Needs:
             raise MoodalError(f"{method} reads {wanted}, and this corpus has none of them (it has {have}).")
         text = spec.streams.get("text")
         if text is not None and text.kind not in self.text:
-            raise MoodalError(f"{method} accepts text as {' or '.join(self.text)}, and this corpus gives {text.kind}; set data.text.mode.")
+            accepted = " or ".join(self.text)
+            raise MoodalError(
+                f"{method} accepts text as {accepted}, and this corpus gives {text.kind}; set data.text.mode."
+            )
         if not isinstance(spec.task, self.tasks):
             known = " or ".join(t.__name__ for t in self.tasks)
             raise MoodalError(f"{method} does {known}, and this corpus asks for {type(spec.task).__name__}.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from moodal.core.batch import Batch, Dialogue, Stream, Target
 from moodal.core.spec import Modality, Role
 from moodal.data.ragged import Ragged, as_rows
-from moodal.data.transforms import Standardise
+from moodal.data.transforms import Transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class Split:
     target: Target | None = None
     words: tuple[str, ...] | None = None
     dialogue: Dialogue | None = None
-    transforms: Mapping[Modality, Standardise] = field(default_factory=dict)
+    transforms: Mapping[Modality, Transform] = field(default_factory=dict)
+    statistics: Mapping[Modality, Tensor] = field(default_factory=dict)  # (N, K) of each clip, where they are used
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,8 +49,11 @@ class Split:
         )
 
     def _stream(self, modality: Modality, where: np.ndarray) -> Stream:
-        padded = self.streams[modality].pad(where)
-        return self.transforms[modality](padded) if modality in self.transforms else padded
+        padded, transform = self.streams[modality].pad(where), self.transforms.get(modality)
+        if transform is None:
+            return padded
+        statistics = self.statistics.get(modality)
+        return transform(padded, None if statistics is None else statistics[torch.from_numpy(where)])
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All rows once, in file order."""

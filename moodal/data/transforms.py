@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,61 +16,111 @@ from moodal.core.settings import StreamData
 from moodal.data.ragged import Ragged
 
 _BLOCK = 65536  # steps read at a time while statistics are computed from a memory-mapped array
+_ROWS = 256  # clips read at a time, likewise
+#: The channel in which 0 stands for no pitch.
+UNVOICED = "log_f0"
 
 
 @dataclass(frozen=True)
 class Standardise:
-    """(x - mean) / deviation per channel; constant channels are only centred. ``kind`` as in ``StreamData.normalise``.
+    """(x - mean) / deviation per column, from training data; constant columns are only centred. Shapes (D,)."""
 
-    With ``centre`` each clip's own mean over real steps is removed first, and the standardised clip mean is appended
-    as D more channels, so that nothing is lost: the output is then 2 D wide.
-    """
+    mean: Tensor
+    deviation: Tensor
 
-    mean: Tensor  # (D,) of steps (of clip means with ``centre``)
-    deviation: Tensor  # (D,)
-    centre: bool = False
-    step_deviation: Tensor | None = None  # (D,) of steps around their clip's mean, with ``centre``
-
-    def __call__(self, stream: Stream) -> Stream:
-        real = stream.mask[..., None]
-        if not self.centre or self.step_deviation is None:
-            data = (stream.data - self.mean) / self.deviation
-            return Stream(data.masked_fill(~real, 0.0), stream.mask)
-        count = real.sum(dim=1, keepdim=True).clamp(min=1)
-        own = (stream.data * real).sum(dim=1, keepdim=True) / count
-        level = ((own - self.mean) / self.deviation).expand_as(stream.data)
-        data = torch.cat([(stream.data - own) / self.step_deviation, level], dim=-1)
-        return Stream(data.masked_fill(~real, 0.0), stream.mask)
-
-    @property
-    def width(self) -> int:
-        return len(self.mean) * (2 if self.centre else 1)
+    def __call__(self, values: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        return (values - self.mean) / self.deviation
 
     def state(self) -> dict[str, Any]:
         """Plain lists: what a run stores."""
-        step = None if self.step_deviation is None else self.step_deviation.tolist()
-        return {"mean": self.mean.tolist(), "deviation": self.deviation.tolist(), "centre": self.centre, "step_deviation": step}
+        return {"mean": self.mean.tolist(), "deviation": self.deviation.tolist()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Standardise":
-        step = None if state["step_deviation"] is None else torch.tensor(state["step_deviation"])
-        return cls(torch.tensor(state["mean"]), torch.tensor(state["deviation"]), state["centre"], step)
+        return cls(torch.tensor(state["mean"]), torch.tensor(state["deviation"]))
+
+    @classmethod
+    def fit(cls, values: np.ndarray) -> "Standardise":
+        """From (n, D) values, read in blocks, in float64; deviations near zero become 1."""
+        return cls(*_moments(values))
 
 
-def fit(stream: Ragged, cfg: StreamData) -> Standardise | None:
-    """Statistics of a training stream (all rows of it), or None where nothing is normalised."""
-    if cfg.normalise == "none" or not len(stream.values):
-        return None
-    if cfg.normalise == "train":
-        mean, deviation = _moments(stream.values)
-        return Standardise(mean, deviation)
-    present = np.flatnonzero(stream.lengths > 0)
-    sums = np.add.reduceat(np.asarray(stream.values, np.float64), stream.offsets[:-1][present], axis=0)
-    means = sums / stream.lengths[present][:, None]
-    mean, deviation = _moments(means)
-    spread = np.asarray(stream.values, np.float64) - np.repeat(means, stream.lengths[present], axis=0)
-    _, step = _moments(spread)
-    return Standardise(mean, deviation, True, step)
+@dataclass(frozen=True)
+class Transform:
+    """What a run does to one stream: standardise its steps, and append standardised statistics of the clip to each.
+
+    Either part may be absent. ``width``: columns that come in.
+    """
+
+    width: int
+    steps: Standardise | None = None
+    clip: Standardise | None = None
+
+    def __call__(self, stream: Stream, statistics: Tensor | None = None) -> Stream:
+        """``stream`` (n, T, D) and, with ``clip``, its (n, K) statistics give (n, T, D + K); padding stays zero."""
+        data = stream.data if self.steps is None else self.steps(stream.data)
+        if self.clip is not None and statistics is not None:
+            data = torch.cat([data, self.clip(statistics)[:, None].expand(-1, data.shape[1], -1)], dim=-1)
+        return Stream(data.masked_fill(~stream.mask[..., None], 0.0), stream.mask)
+
+    @property
+    def out(self) -> int:
+        """Columns that go out."""
+        return self.width + (0 if self.clip is None else len(self.clip.mean))
+
+    def state(self) -> dict[str, Any]:
+        """Plain values: what a run stores."""
+        parts = {"steps": self.steps, "clip": self.clip}
+        return {"width": self.width} | {name: None if part is None else part.state() for name, part in parts.items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Transform":
+        steps, clip = (None if state[name] is None else Standardise.from_state(state[name]) for name in ("steps", "clip"))
+        return cls(state["width"], steps, clip)
+
+
+def fit(stream: Ragged, cfg: StreamData, statistics: np.ndarray | None) -> Transform:
+    """The transform of a training stream (all its rows) and its clip statistics ((n, K), NaN rows where missing)."""
+    steps = Standardise.fit(stream.values) if cfg.normalise == "train" and len(stream.values) else None
+    clip = None
+    if statistics is not None:
+        clip = Standardise.fit(statistics[stream.lengths > 0])
+    return Transform(stream.width, steps, clip)
+
+
+def clip_statistics(stream: Ragged, channels: Sequence[str]) -> np.ndarray:
+    """(N, 6 D + 1) float32: what sums up each clip, a function of that clip alone; zeros for missing clips.
+
+    Per channel its mean, deviation, mean absolute change from step to step, and its 5, 50 and 95 % quantiles; then the
+    logarithm of the number of steps. In a channel named ``log_f0`` zeros stand for steps without a pitch, which the
+    quantiles leave out.
+    """
+    blocks = [_block_statistics(stream, rows, channels) for rows in _blocks(len(stream))]
+    return np.concatenate(blocks) if blocks else np.zeros((0, 6 * stream.width + 1), np.float32)
+
+
+def _blocks(rows: int) -> Iterator[np.ndarray]:
+    for start in range(0, rows, _ROWS):
+        yield np.arange(start, min(start + _ROWS, rows))
+
+
+def _block_statistics(stream: Ragged, rows: np.ndarray, channels: Sequence[str]) -> np.ndarray:
+    padded = stream.pad(rows)
+    real, data = padded.mask[..., None], padded.data.double()
+    count = real.sum(dim=1).clamp(min=1)
+    mean = (data * real).sum(dim=1) / count
+    deviation = (((data - mean[:, None]) ** 2 * real).sum(dim=1) / count).sqrt()
+    change = ((data[:, 1:] - data[:, :-1]).abs() * real[:, 1:]).sum(dim=1) / (count - 1).clamp(min=1)
+    absent = ~real.expand_as(data)
+    if UNVOICED in channels:
+        pitch = list(channels).index(UNVOICED)
+        absent = absent.clone()
+        absent[..., pitch] |= data[..., pitch] == 0
+    levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+    quantiles = torch.nanquantile(data.masked_fill(absent, float("nan")), levels, dim=1).nan_to_num()
+    found = torch.cat([mean, deviation, change, *quantiles, count.log()], dim=1)
+    return (found * (padded.mask.any(dim=1, keepdim=True))).float().numpy()
 
 
 def _moments(values: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -100,10 +150,10 @@ def pooled(stream: Ragged, size: int) -> Ragged:
     return Ragged((sums / (ends - starts)[:, None]).astype(np.float32), offsets)
 
 
-def verify_width(transform: Standardise | None, modality: str, width: int) -> None:
+def verify_width(transform: Transform, modality: str, width: int) -> None:
     """A stored transform must fit the stream it is applied to."""
-    if transform is not None and len(transform.mean) != width:
+    if transform.width != width:
         raise DataError(
-            f"{modality}: the run was trained on {len(transform.mean)} channels and these features have {width}; "
+            f"{modality}: the run was trained on {transform.width} channels and these features have {width}; "
             "give the features of the run's own recipe."
         )

@@ -2,7 +2,7 @@
 
 PyTorch's fused kernel is made for long sequences: on a CPU, with 50 to 150 steps, it spends most of its time on small
 products, on clearing gradients and on putting them together again. Here each head of the whole batch is one batched
-product, read from and written to the projections in place. Everywhere else the fused kernel is used.
+product that reads the projections where they lie. Everywhere else the fused kernel is used.
 
 Shapes: N rows, T target steps, S source steps, H heads of width d. The scale is expected inside ``query``.
 """
@@ -58,7 +58,7 @@ class _ByHead(torch.autograd.Function):
             else:
                 torch.baddbmm(hidden, query[:, :, h], key[:, :, h].transpose(1, 2), out=scores)
             weights.append(scores.softmax(dim=-1))
-            torch.bmm(weights[h], value[:, :, h], out=mixed[:, :, h])
+            mixed[:, :, h] = torch.bmm(weights[h], value[:, :, h])
         ctx.save_for_backward(query, key, value, mixed, *weights)
         return mixed
 
@@ -71,9 +71,9 @@ class _ByHead(torch.autograd.Function):
         common = (gradient * mixed).sum(dim=-1)
         scores = query.new_empty(weights[0].shape)
         for h, weight in enumerate(weights):
-            torch.bmm(weight.transpose(1, 2), gradient[:, :, h], out=to_value[:, :, h])
+            to_value[:, :, h] = torch.bmm(weight.transpose(1, 2), gradient[:, :, h])
             torch.bmm(gradient[:, :, h], value[:, :, h].transpose(1, 2), out=scores)
             scores.sub_(common[:, :, h, None]).mul_(weight)
-            torch.bmm(scores, key[:, :, h], out=to_query[:, :, h])
-            torch.bmm(scores.transpose(1, 2), query[:, :, h], out=to_key[:, :, h])
+            to_query[:, :, h] = torch.bmm(scores, key[:, :, h])
+            to_key[:, :, h] = torch.bmm(scores.transpose(1, 2), query[:, :, h])
         return to_query, to_key, to_value, None

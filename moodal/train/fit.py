@@ -1,4 +1,4 @@
-"""The one loop. It trains any method in its own stages and passes, keeps the best epoch and can stop and go on anywhere."""
+"""The one loop: trains any method in its own stages and passes, keeps the best epoch, stops and goes on anywhere."""
 
 from __future__ import annotations
 
@@ -85,9 +85,17 @@ class Fit:
     """Trains ``method`` on ``train``, choosing epochs on ``valid`` by the selection of each stage. Call :meth:`run`."""
 
     def __init__(
-        self, method: Method, train: Split, valid: Split, *, cfg: RunConfig, fabric: Fabric, folder: RunFolder,
-        selections: Mapping[str, Selection], watcher: Watcher,
-    ):
+        self,
+        method: Method,
+        train: Split,
+        valid: Split,
+        *,
+        cfg: RunConfig,
+        fabric: Fabric,
+        folder: RunFolder,
+        selections: Mapping[str, Selection],
+        watcher: Watcher,
+    ) -> None:
         self.method, self.train, self.valid = method, train, valid
         self.cfg, self.fabric, self.folder, self.selections, self.watcher = cfg, fabric, folder, selections, watcher
         self.stages = method.stages()

@@ -28,7 +28,7 @@ def build_optimiser(groups: Sequence[Group], cfg: TrainConfig) -> torch.optim.Op
 
 
 def rate_factor(step: int, total: int, cfg: TrainConfig) -> float:
-    """Factor of the base rates at ``step`` of ``total``: linear warm-up over ``cfg.warmup`` of all steps, then the schedule."""
+    """Factor of the base rates at ``step`` of ``total``: linear warm-up (``cfg.warmup``), then the schedule."""
     warm = int(cfg.warmup * total)
     if step < warm:
         return (step + 1) / warm
@@ -49,5 +49,6 @@ def _verify(kind: str, method: str, given: Mapping[str, object], known: Sequence
     for name in given:
         if name not in known:
             raise MoodalError(
-                f"train.{kind}s.{name}: {method} has no such {kind} under these settings; it has {', '.join(known)}{did_you_mean(name, known)}"
+                f"train.{kind}s.{name}: {method} has no such {kind} under these settings; "
+                f"it has {', '.join(known)}{did_you_mean(name, known)}"
             )

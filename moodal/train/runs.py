@@ -70,8 +70,9 @@ class RunFolder:
         try:
             method.load_state_dict(saved["method"])
         except (KeyError, RuntimeError) as fault:
+            reason = str(fault).splitlines()[-1].strip()
             raise MoodalError(
-                f"{self.path / name} does not fit the run's settings ({str(fault).splitlines()[-1].strip()}); the folder was changed."
+                f"{self.path / name} does not fit the run's settings ({reason}); the folder was changed."
             ) from fault
 
     def has(self, name: str) -> bool:
@@ -82,7 +83,9 @@ class RunFolder:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         write_text(self.path / "history.csv", _csv(columns, [[row.get(c, "") for c in columns] for row in rows]))
 
-    def write_predictions(self, tables: Mapping[str, Predictions], task: Task, *, name: str = "predictions.csv") -> None:
+    def write_predictions(
+        self, tables: Mapping[str, Predictions], task: Task, *, name: str = "predictions.csv"
+    ) -> None:
         """Write predictions of the given splits as CSV."""
         classes = task.classes if isinstance(task, Classification) else ()
         columns = ["split", "id", "target", "prediction", *(f"p_{name}" for name in classes)]
@@ -100,18 +103,9 @@ class RunFolder:
                     raise OSError(str(fault)) from fault
 
     def write_texts(self, clips: Mapping[str, Sequence[Any]]) -> None:
-        """Write texts.jsonl: what was said and explained, for reports. Each clip has id, text, group, explanations, explained_by."""
-        lines = [
-            json.dumps(
-                {
-                    "split": split, "id": clip.id, "text": clip.text, "group": clip.group, "explanations": dict(clip.explanations),
-                    "explained_by": dict(clip.explained_by),
-                },
-                ensure_ascii=False,
-            )
-            for split, rows in clips.items()
-            for clip in rows
-        ]  # fmt: skip
+        """Write texts.jsonl: what was said and explained, for reports. Each clip is a ``Clip`` of a corpus."""
+        rows = [_text_row(split, clip) for split, part in clips.items() for clip in part]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_text(self.path / "texts.jsonl", "\n".join(lines) + "\n")
 
     def finish(self, scores: Mapping[str, Any]) -> None:
@@ -129,7 +123,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         asked = next((line.strip() for line in str(fault).splitlines() if "GLOBAL" in line or "global" in line), None)
         if asked is None:
             raise _unreadable(path, "no checkpoint of torch") from None
-        raise MoodalError(f"{path} was refused: it holds more than tensors and plain values ({asked}). Nothing in it was run.") from None
+        raise MoodalError(
+            f"{path} was refused: it holds more than tensors and plain values ({asked}). Nothing in it was run."
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as fault:
         raise _unreadable(path, next(iter(str(fault).splitlines()), "it ends too early")) from None
     if not isinstance(found, dict):
@@ -151,6 +147,11 @@ def _prediction_rows(split: str, table: Predictions, classes: Sequence[str]) -> 
         else:
             rows.append([split, name, "" if target is None else repr(float(target)), repr(float(value))])
     return rows
+
+
+def _text_row(split: str, clip: Any) -> dict[str, Any]:
+    told = {"explanations": dict(clip.explanations), "explained_by": dict(clip.explained_by)}
+    return {"split": split, "id": clip.id, "text": clip.text, "group": clip.group, **told}
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -30,7 +30,7 @@ from moodal.train.optim import build_optimiser, rate_factor
 class Updater:
     """Moves the parameters of one pass. ``total``: expected optimiser steps, for the schedule."""
 
-    def __init__(self, fabric: Fabric, groups: Mapping[str, Sequence[Group]], cfg: TrainConfig, total: int):
+    def __init__(self, fabric: Fabric, groups: Mapping[str, Sequence[Group]], cfg: TrainConfig, total: int) -> None:
         self.fabric, self.cfg, self.total = fabric, cfg, total
         self.optimisers = {name: build_optimiser(part, cfg) for name, part in groups.items()}
         self.steps = dict.fromkeys(self.optimisers, 0)
@@ -110,7 +110,7 @@ class Updater:
         self.steps[name] += 1
 
     def _clip(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Clip the norm over all gradients; a norm that is not finite stops the run, unless loss scaling skips the step."""
+        """Clip the norm over all gradients; if it is not finite stop the run, unless loss scaling skips the step."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not bool(torch.isfinite(norm)) and not _needs_scaling(self.fabric):
             self._stop(f"the gradient's norm is {float(norm)} though the loss is finite")

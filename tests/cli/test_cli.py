@@ -54,14 +54,26 @@ def test_several_seeds_are_trained_and_summarised(trained):
         mean = sum(values) / 3
         assert trained[split]["mean"]["mae"] == pytest.approx(mean)
         assert trained[split]["std"]["mae"] == pytest.approx(math.sqrt(sum((v - mean) ** 2 for v in values) / 2))
-    assert trained["selection"]["1"]["value"] == pytest.approx(trained["valid"]["seeds"]["1"][trained["selection"]["1"]["metric"]])
+    assert trained["selection"]["1"]["value"] == pytest.approx(
+        trained["valid"]["seeds"]["1"][trained["selection"]["1"]["metric"]]
+    )
     assert set(trained["baseline"]) >= {"name", "valid", "test"}
 
 
 def test_a_run_folder_is_complete(trained):
     folder = Path(trained["runs"]["2"])
     assert folder.name == "seed-2" and folder.parts[-4:-2] == ("synthetic", "text")
-    names = {"config.yaml", "environment.json", "data.json", "history.csv", "best-train.pt", "last.pt", "predictions.csv", "texts.jsonl", "scores.json"}
+    names = {
+        "config.yaml",
+        "environment.json",
+        "data.json",
+        "history.csv",
+        "best-train.pt",
+        "last.pt",
+        "predictions.csv",
+        "texts.jsonl",
+        "scores.json",
+    }
     assert names <= {path.name for path in folder.iterdir()}
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
     with (folder / "predictions.csv").open() as handle:
@@ -143,12 +155,30 @@ def test_a_run_without_epochs_can_be_evaluated(cli, tiny_text_settings):
         (["train", "synthetic/text", "device.accelerator=abacus", "data.text.mode=features"], ["device: "]),
         (["train", "synthetic/text", "device.strategy=magic", "data.text.mode=features"], ["device: "]),
         (["train", "synthetic/text", "device.devices=0", "device.accelerator=cpu"], ["device: "]),
-        (["train", "synthetic/text", "device.strategy=ddp_spawn", "device.devices=2", "device.accelerator=cpu"], ["ddp_spawn"]),
+        (
+            ["train", "synthetic/text", "device.strategy=ddp_spawn", "device.devices=2", "device.accelerator=cpu"],
+            ["ddp_spawn"],
+        ),
         (["train", "synthetic/text", "TINY", "train.select=mea"], ["train.select is 'mea'"]),
         (["train", "synthetic/text", "TINY", "train.stages.train.select=mea"], ["train.stages.train.select is 'mea'"]),
-        (["train", "synthetic/text", "TINY", "train.groups.mian.rate=1"], ["train.groups.mian: text has no such group"]),
-        (["train", "synthetic/text", "TINY", "train.stages.tran.epochs=1"], ["train.stages.tran: text has no such stage"]),
-        (["train", "synthetic/text", "data.text.mode=features", "reader.word_vectors=false", "data.explainer=stored"], ["stores no text features"]),
+        (
+            ["train", "synthetic/text", "TINY", "train.groups.mian.rate=1"],
+            ["train.groups.mian: text has no such group"],
+        ),
+        (
+            ["train", "synthetic/text", "TINY", "train.stages.tran.epochs=1"],
+            ["train.stages.tran: text has no such stage"],
+        ),
+        (
+            [
+                "train",
+                "synthetic/text",
+                "data.text.mode=features",
+                "reader.word_vectors=false",
+                "data.explainer=stored",
+            ],
+            ["stores no text features"],
+        ),
         (["evaluate", "no/run"], ["no/run is no run folder"]),
         (["report", "no/run"], ["no/run"]),
         (["show", "synthetic/text", "model.widht=3"], ["did you mean 'model.width'?"]),
@@ -180,7 +210,18 @@ def test_streams_that_are_too_long_are_a_sentence(cli, tiny_text_settings):
     assert code == 2 and len(faults) == 1 and "model.max_steps" in faults[0]
 
 
-@pytest.mark.parametrize("argv", [["fly"], [], ["train", "--rusn", "x"], ["train", "synthetic/text", "--rusn=x"], ["list", "methods", "a=b"], ["evaluate"], ["list", "things"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["fly"],
+        [],
+        ["train", "--rusn", "x"],
+        ["train", "synthetic/text", "--rusn=x"],
+        ["list", "methods", "a=b"],
+        ["evaluate"],
+        ["list", "things"],
+    ],
+)
 def test_a_command_that_does_not_exist_shows_usage_and_exits_with_2(argv, cli, capsys):
     with pytest.raises(SystemExit) as stop:
         cli(*argv)
@@ -189,7 +230,9 @@ def test_a_command_that_does_not_exist_shows_usage_and_exits_with_2(argv, cli, c
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(cli, tiny_text_settings):
-    code, _, err = cli("train", "synthetic/text", *tiny_text_settings, "train.rate=1e30", "train.clip=null", "train.warmup=0")
+    code, _, err = cli(
+        "train", "synthetic/text", *tiny_text_settings, "train.rate=1e30", "train.clip=null", "train.warmup=0"
+    )
     assert code == 2
     fault = next(line for line in err.splitlines() if line.startswith("error: "))
     assert "No step was taken" in fault and "stage train, epoch" in fault
@@ -243,14 +286,18 @@ def test_a_seed_in_the_file_of_settings_is_used(cli, tiny_text_settings):
 
 def test_tensorboard_is_written_when_asked(cli, tiny_text_settings):
     pytest.importorskip("tensorboard")
-    code, out, _ = cli("train", "synthetic/text", *tiny_text_settings, "train.epochs=1", "train.tensorboard=true", "--json")
+    code, out, _ = cli(
+        "train", "synthetic/text", *tiny_text_settings, "train.epochs=1", "train.tensorboard=true", "--json"
+    )
     assert code == 0
     folder = Path(json.loads(out.splitlines()[-1])["runs"]["1"])
     assert list((folder / "tensorboard").glob("events.*"))
 
 
 def test_classes_are_trained_and_scored(cli, tiny_text_settings):
-    code, out, _ = cli("train", "synthetic/text", *tiny_text_settings, "reader.task=classification", "train.epochs=1", "--json")
+    code, out, _ = cli(
+        "train", "synthetic/text", *tiny_text_settings, "reader.task=classification", "train.epochs=1", "--json"
+    )
     assert code == 0
     done = json.loads(out.splitlines()[-1])
     assert set(done["test"]["mean"]) == {"accuracy", "uar", "weighted_f1"}

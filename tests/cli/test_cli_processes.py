@@ -23,7 +23,16 @@ def train(commands, tiny_text_settings, tmp_path_factory):
 
     def start(*settings: str):
         runs = tmp_path_factory.mktemp("runs")
-        argv = ["train", "synthetic/text", *tiny_text_settings, f"train.epochs={EPOCHS}", "device.threads=1", *settings, "--runs", str(runs)]
+        argv = [
+            "train",
+            "synthetic/text",
+            *tiny_text_settings,
+            f"train.epochs={EPOCHS}",
+            "device.threads=1",
+            *settings,
+            "--runs",
+            str(runs),
+        ]
         return commands.start(*argv, "--json"), runs
 
     return start
@@ -55,7 +64,9 @@ def assert_same_run(found: Path, wanted: Path) -> None:
 
 def without_seconds(run: Path) -> list[str]:
     """history.csv without its third column."""
-    return [",".join(line.split(",")[:2] + line.split(",")[3:]) for line in (run / "history.csv").read_text().splitlines()]
+    return [
+        ",".join(line.split(",")[:2] + line.split(",")[3:]) for line in (run / "history.csv").read_text().splitlines()
+    ]
 
 
 def wait_for(condition, job, seconds: float = 60) -> None:
@@ -90,10 +101,15 @@ def test_interrupted_it_saves_says_how_to_go_on_and_does(train, commands, whole)
     assert_same_run(run, whole)
 
 
-@pytest.mark.parametrize("moment", ["before the first save", "during the first epochs", "when the best is saved", "with a save at every step"])
+@pytest.mark.parametrize(
+    "moment",
+    ["before the first save", "during the first epochs", "when the best is saved", "with a save at every step"],
+)
 def test_killed_it_goes_on_to_the_same_bits(moment, train, commands, whole):
     job, runs = train(*(["train.save_every=1"] if "every" in moment else []))
-    sought = {"before": "config.yaml", "during": "last.pt", "when": "best-train.pt", "with": "last.pt"}[moment.split()[0]]
+    sought = {"before": "config.yaml", "during": "last.pt", "when": "best-train.pt", "with": "last.pt"}[
+        moment.split()[0]
+    ]
     wait_for(lambda: list(runs.glob(f"*/*/*/seed-1/{sought}")), job)
     time.sleep(0.03 if "every" in moment else 0.0)
     job.signal(signal.SIGKILL)
@@ -121,7 +137,15 @@ def test_killed_again_and_again_it_still_ends_with_the_same_bits(train, commands
 
 
 def test_the_same_command_goes_on_with_a_stopped_run(commands, tiny_text_settings, tmp_path, whole):
-    argv = ["train", "synthetic/text", *tiny_text_settings, f"train.epochs={EPOCHS}", "device.threads=1", "--runs", str(tmp_path)]
+    argv = [
+        "train",
+        "synthetic/text",
+        *tiny_text_settings,
+        f"train.epochs={EPOCHS}",
+        "device.threads=1",
+        "--runs",
+        str(tmp_path),
+    ]
     job = commands.start(*argv)
     wait_for(lambda: list(tmp_path.glob("*/*/*/seed-1/last.pt")), job)
     job.signal(signal.SIGKILL)
@@ -133,9 +157,21 @@ def test_the_same_command_goes_on_with_a_stopped_run(commands, tiny_text_setting
 def test_two_processes_give_the_scores_of_one(train, tiny_text_settings, tmp_path):
     """``moodal train ... device.devices=2 device.strategy=ddp`` as it is typed, once."""
     still = ["model.noise=false", "model.head_dropout=0", "train.epochs=2", "device.threads=1"]
-    argv = ["train", "synthetic/text", *tiny_text_settings, *still, "device.devices=2", "device.strategy=ddp", "--runs", str(tmp_path), "--json"]
+    argv = [
+        "train",
+        "synthetic/text",
+        *tiny_text_settings,
+        *still,
+        "device.devices=2",
+        "device.strategy=ddp",
+        "--runs",
+        str(tmp_path),
+        "--json",
+    ]
     root = Path(__file__).resolve().parents[2]
-    two = subprocess.Popen([sys.executable, "-m", "moodal", *argv], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    two = subprocess.Popen(
+        [sys.executable, "-m", "moodal", *argv], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     job, _ = train(*still)
     one = job.wait()
     assert one.code == 0, one.err

@@ -45,7 +45,13 @@ def test_rows_are_selected_everywhere():
 
 def test_to_moves_every_tensor():
     moved = some_batch().to("meta")
-    tensors = [moved.index, moved.target.value, moved.streams["audio"].mask, moved.companions.index, moved.dialogue.turn]
+    tensors = [
+        moved.index,
+        moved.target.value,
+        moved.streams["audio"].mask,
+        moved.companions.index,
+        moved.dialogue.turn,
+    ]
     assert all(tensor.device.type == "meta" for tensor in tensors)
     assert moved.device.type == "meta" and moved.ids == some_batch().ids
 
@@ -103,9 +109,21 @@ TEXT = StreamSpec("features", 4)
     "needs, spec, said",
     [
         (Needs(required=("vision",)), DataSpec({"text": TEXT}, Regression(-3, 3)), r"needs vision, .* \(it has text\)"),
-        (Needs(modalities=("audio",)), DataSpec({"text": TEXT}, Regression(-3, 3)), r"reads audio, and this corpus has none"),
-        (Needs(text=("tokens",)), DataSpec({"text": TEXT}, Regression(-3, 3)), r"text as tokens, and this corpus gives features; set data.text.mode"),
-        (Needs(tasks=(Regression,)), DataSpec({"text": TEXT}, Classification(("a", "b"))), r"does Regression, and .* Classification"),
+        (
+            Needs(modalities=("audio",)),
+            DataSpec({"text": TEXT}, Regression(-3, 3)),
+            r"reads audio, and this corpus has none",
+        ),
+        (
+            Needs(text=("tokens",)),
+            DataSpec({"text": TEXT}, Regression(-3, 3)),
+            r"text as tokens, and this corpus gives features; set data.text.mode",
+        ),
+        (
+            Needs(tasks=(Regression,)),
+            DataSpec({"text": TEXT}, Classification(("a", "b"))),
+            r"does Regression, and .* Classification",
+        ),
     ],
 )
 def test_needs_that_are_not_met_are_a_sentence(needs, spec, said):

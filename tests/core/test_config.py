@@ -49,7 +49,10 @@ def faults(*layers: Mapping[str, Any], **substitutes: type) -> tuple[str, ...]:
 
 
 def test_later_layers_win_and_every_value_knows_its_origin():
-    layers = [("file", {"name": "x", "inner": {"rate": 0.1}, "size": 4}), ("line", {"inner.rate": 0.2, "groups.main.rate": 1})]
+    layers = [
+        ("file", {"name": "x", "inner": {"rate": 0.1}, "size": 4}),
+        ("line", {"inner.rate": 0.2, "groups.main.rate": 1}),
+    ]
     found = resolve(Outer, layers, {})
     assert found.config == Outer(name="x", size=4, inner=Inner(rate=0.2), groups={"main": Inner(rate=1.0)})
     assert found.origins["name"] == "file"
@@ -58,7 +61,10 @@ def test_later_layers_win_and_every_value_knows_its_origin():
 
 
 def test_all_faults_are_told_at_once():
-    found = faults({"name": "x", "sise": 4, "flag": 3, "inner": {"rate": -1.0, "naems": []}}, {"kind": "three", "groups.main.rte": 1})
+    found = faults(
+        {"name": "x", "sise": 4, "flag": 3, "inner": {"rate": -1.0, "naems": []}},
+        {"kind": "three", "groups.main.rte": 1},
+    )
     assert len(found) == 6
     told = "\n".join(found)
     assert "layer 0: sise: no such setting; did you mean 'size'?" in told

@@ -35,7 +35,9 @@ def test_a_fault_while_filling_a_folder_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["os.replace", "os.fsync"])
-@pytest.mark.parametrize("number, said", [(errno.ENOSPC, "disk is full"), (errno.EACCES, "check the folder's permissions")])
+@pytest.mark.parametrize(
+    "number, said", [(errno.ENOSPC, "disk is full"), (errno.EACCES, "check the folder's permissions")]
+)
 def test_faults_of_the_disk_are_sentences(tmp_path, monkeypatch, place, number, said):
     def deed(*_: object) -> None:
         raise OSError(number, os.strerror(number))

@@ -49,7 +49,9 @@ def test_cost_is_the_number_of_steps_of_all_streams(split):
 
 def test_conversations_and_absent_parts(split):
     count = torch.arange(len(split))
-    batch = replace(split, dialogue=Dialogue(count // 3, count % 3, count % 2), target=None, words=None).rows(np.array([4, 3]))
+    batch = replace(split, dialogue=Dialogue(count // 3, count % 3, count % 2), target=None, words=None).rows(
+        np.array([4, 3])
+    )
     assert batch.dialogue.turn.tolist() == [1, 0] and batch.dialogue.speaker.tolist() == [0, 1]
     assert batch.target is None and batch.words is None
 

@@ -20,7 +20,9 @@ LENGTHS = (7, 0, 4, 1, 12)
 @pytest.fixture(scope="module")
 def stream() -> Ragged:
     draw = np.random.default_rng(0)
-    return Ragged.from_rows([(draw.standard_normal((n, 3)) * [1, 10, 0] + [5, -2, 4]).astype(np.float32) for n in LENGTHS])
+    return Ragged.from_rows(
+        [(draw.standard_normal((n, 3)) * [1, 10, 0] + [5, -2, 4]).astype(np.float32) for n in LENGTHS]
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
@@ -64,7 +66,9 @@ def test_clips_lose_their_own_mean_and_keep_it_beside(stream):
     for n, place in enumerate(present):
         row = out.data[place, : LENGTHS[place]].numpy()
         np.testing.assert_allclose(row[:, :3], (stream[place] - means[n]) / spread, atol=1e-4)
-        np.testing.assert_allclose(row[:, 3:], np.tile((means[n] - means.mean(axis=0)) / between, (LENGTHS[place], 1)), atol=1e-4)
+        np.testing.assert_allclose(
+            row[:, 3:], np.tile((means[n] - means.mean(axis=0)) / between, (LENGTHS[place], 1)), atol=1e-4
+        )
     assert not out.data[~out.mask].any()
     assert transform.width == 6 == out.data.shape[-1]
 
@@ -73,7 +77,10 @@ def test_clips_lose_their_own_mean_and_keep_it_beside(stream):
 def test_padding_changes_nothing(stream, kind):
     transform = fit(stream, StreamData(normalise=kind))
     short = stream.pad(np.array([2]))
-    long = Stream(torch.cat([short.data, torch.full((1, 5, 3), 99.0)], dim=1), torch.cat([short.mask, torch.zeros(1, 5, dtype=torch.bool)], dim=1))
+    long = Stream(
+        torch.cat([short.data, torch.full((1, 5, 3), 99.0)], dim=1),
+        torch.cat([short.mask, torch.zeros(1, 5, dtype=torch.bool)], dim=1),
+    )
     torch.testing.assert_close(transform(long).data[:, :4], transform(short).data, atol=1e-6, rtol=0)
 
 

@@ -15,7 +15,19 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import pad
-from toys import READER, TINY_TEXT, cpu_fabric, job, make_method, predictions, prepared, toy_config, with_explanations
+from toys import (
+    READER,
+    TINY_TEXT,
+    Killed,
+    KilledAt,
+    cpu_fabric,
+    job,
+    make_method,
+    predictions,
+    prepared,
+    toy_config,
+    with_explanations,
+)
 
 from moodal.build import configure, recipes
 from moodal.core.batch import Batch, Stream, Target
@@ -61,7 +73,9 @@ def tiny(name: str) -> Any:
     return METHODS[name].Config(**TINY.get(name, {}))
 
 
-@pytest.fixture(scope="module", params=[(name, task) for name in METHODS for task in TASKS], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    scope="module", params=[(name, task) for name in METHODS for task in TASKS], ids=lambda p: f"{p[0]}-{p[1]}"
+)
 def trial(request) -> Trial:
     name, task = request.param
     cfg = toy_config(method=name, model=tiny(name), reader=replace(READER, task=task))
@@ -90,7 +104,9 @@ def predicted(method: Method, batch: Batch) -> torch.Tensor:
 def changed(batch: Batch, function: Any) -> Batch:
     """Every stream and explanation of the batch through ``function``."""
     streams = {name: function(stream) for name, stream in batch.streams.items()}
-    return replace(batch, streams=streams, explanations={role: function(stream) for role, stream in batch.explanations.items()})
+    return replace(
+        batch, streams=streams, explanations={role: function(stream) for role, stream in batch.explanations.items()}
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -129,7 +145,9 @@ def test_a_row_is_predicted_alike_alone_in_company_and_in_any_order(trial):
     with holds(trial.cls, "rows"):
         torch.testing.assert_close(predicted(method, split.rows(order)), whole[order], atol=1e-5, rtol=0)
         for row in (0, 3, 40):
-            torch.testing.assert_close(predicted(method, split.rows(torch.tensor([row])))[0], whole[row], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                predicted(method, split.rows(torch.tensor([row])))[0], whole[row], atol=1e-5, rtol=0
+            )
 
 
 def test_two_evaluations_are_equal(trial):
@@ -161,7 +179,11 @@ def test_missing_streams_give_finite_predictions_and_gradients(trial, missing):
         def without(stream: Stream, rows: torch.Tensor = rows) -> Stream:
             return Stream(stream.data.masked_fill(rows[..., None], 0.0), stream.mask & ~rows)
 
-        told = batch.explanations if missing in MODALITIES else {role: without(s) for role, s in batch.explanations.items()}
+        told = (
+            batch.explanations
+            if missing in MODALITIES
+            else {role: without(s) for role, s in batch.explanations.items()}
+        )
         streams = {name: without(s) if missing in (name, "all") else s for name, s in batch.streams.items()}
         batch = replace(batch, streams=streams, explanations=told)
         method = trial.made()
@@ -194,7 +216,13 @@ def test_every_parameter_learns_in_some_stage_and_no_other_moves(trial, tmp_path
     cfg = replace(trial.cfg, train=replace(trial.cfg.train, epochs=2, decay=0.0))
     fit = job(trial.cls, cfg, trial.data, tmp_path)
     before = {name: value.detach().clone() for name, value in fit.method.named_parameters()}
-    trained = {id(p) for stage in fit.stages for part in stage.passes for group in part.all_groups() for p in group.parameters()}
+    trained = {
+        id(p)
+        for stage in fit.stages
+        for part in stage.passes
+        for group in part.all_groups()
+        for p in group.parameters()
+    }
     fit.run()
     last = fit.folder.load("last.pt")["method"]
     moved = {name for name in before if not torch.equal(last[name], before[name])}
@@ -234,32 +262,12 @@ def test_saved_and_loaded_it_predicts_the_same(trial, tmp_path):
     assert torch.equal(predicted(other, trial.batch()), predicted(method, trial.batch()))
 
 
-class Stop(BaseException):
-    pass
-
-
-class StopAt:
-    """Stops a run at the n-th step, as if it were killed."""
-
-    def __init__(self, step: int):
-        self.left = step
-
-    def begin(self, stage: str, epochs: int, steps: int, done: int) -> None: ...
-
-    def step(self, epoch: int, losses: Mapping[str, float], best: float | None) -> None:
-        self.left -= 1
-        if not self.left:
-            raise Stop
-
-    def epoch(self, row: Mapping[str, Any], best: float | None) -> None: ...
-
-
 def test_two_epochs_and_two_more_are_four_bit_for_bit(trial, tmp_path):
     cfg = replace(trial.cfg, train=replace(trial.cfg.train, epochs=4, save_every=2))
     whole = job(trial.cls, cfg, trial.data, tmp_path / "whole")
     whole.run()
-    with pytest.raises(Stop):
-        job(trial.cls, cfg, trial.data, tmp_path / "parts", watcher=StopAt(6 * 2 + 4)).run()
+    with pytest.raises(Killed):
+        job(trial.cls, cfg, trial.data, tmp_path / "parts", watcher=KilledAt(6 * 2 + 4)).run()
     parts = job(trial.cls, cfg, trial.data, tmp_path / "parts")
     parts.run()
     one, other = (predictions(fit, trial.data) for fit in (whole, parts))

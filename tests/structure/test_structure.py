@@ -86,7 +86,9 @@ def test_imports_go_down_only(layer):
 
 
 def test_the_table_of_methods_is_the_folder_of_methods():
-    files = {f"moodal.methods.{file.stem}" for file in (PACKAGE / "methods").glob("*.py") if not file.stem.startswith("_")}
+    files = {
+        f"moodal.methods.{file.stem}" for file in (PACKAGE / "methods").glob("*.py") if not file.stem.startswith("_")
+    }
     assert {METHODS.module(name) for name in METHODS} == files
 
 
@@ -142,7 +144,16 @@ def test_nothing_in_a_file_is_ever_run(file):
     wrong = []
     for name, call in calls_of(file):
         given = {key.arg: ast.unparse(key.value) for key in call.keywords}
-        unsafe = name in ("pickle.load", "pickle.loads", "joblib.load", "yaml.load", "eval", "exec", "os.system", "pickle.Unpickler")
+        unsafe = name in (
+            "pickle.load",
+            "pickle.loads",
+            "joblib.load",
+            "yaml.load",
+            "eval",
+            "exec",
+            "os.system",
+            "pickle.Unpickler",
+        )
         unsafe |= name.endswith("torch.load") and given.get("weights_only") != "True"
         unsafe |= given.get("allow_pickle", "False") != "False" or given.get("shell", "False") != "False"
         if unsafe:
@@ -170,7 +181,12 @@ def mentions(file: Path, names: set[str]) -> list[str]:
 
 
 def test_methods_and_layers_know_no_corpus():
-    wrong = [found for folder in ("methods", "layers", "losses") for file in (PACKAGE / folder).glob("*.py") for found in mentions(file, set(CORPORA))]
+    wrong = [
+        found
+        for folder in ("methods", "layers", "losses")
+        for file in (PACKAGE / folder).glob("*.py")
+        for found in mentions(file, set(CORPORA))
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -226,7 +242,9 @@ def test_no_file_names_a_place_of_one_machine():
         for file in found:
             if file.is_file() and file.suffix in kinds and "__pycache__" not in file.parts:
                 lines = file.read_text(encoding="utf-8", errors="ignore").splitlines()
-                wrong += [f"{name_of(file)}:{n} {line.strip()[:80]}" for n, line in enumerate(lines, 1) if places.search(line)]
+                wrong += [
+                    f"{name_of(file)}:{n} {line.strip()[:80]}" for n, line in enumerate(lines, 1) if places.search(line)
+                ]
     assert not wrong, "\n".join(wrong)
 
 

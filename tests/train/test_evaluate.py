@@ -111,7 +111,9 @@ def test_the_baseline_is_the_mean_label_of_training(toy_data):
     data = prepared(toy_config(reader=replace(READER, task="classification")))
     classes = baseline_scores(data.spec.task, data.splits, "emotion")
     commonest = np.bincount(data.splits["train"].target.value.numpy()).argmax()
-    assert classes["test"]["accuracy"] == pytest.approx(float((data.splits["test"].target.value.numpy() == commonest).mean()))
+    assert classes["test"]["accuracy"] == pytest.approx(
+        float((data.splits["test"].target.value.numpy() == commonest).mean())
+    )
 
 
 def test_bf16_evaluates(toy_data):

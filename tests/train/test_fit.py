@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import KINDS, Bank, Toy, ToyConfig, TwoStages, job, predictions, prepared, toy_config
+from toys import KINDS, Bank, Killed, Toy, ToyConfig, TwoStages, job, predictions, prepared, toy_config
 
 from moodal.core.errors import Interrupted, MoodalError
 from moodal.core.settings import AugmentConfig, GroupConfig, RunConfig, StageConfig
@@ -20,10 +20,6 @@ from moodal.train.fit import Selection
 from moodal.train.runs import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing below catches it, so nothing is saved or tidied after it."""
 
 
 class Stopper:
@@ -93,7 +89,9 @@ def uninterrupted(toy_data, tmp_path_factory):
     return of
 
 
-def in_pieces(kind: str, data, folder, stopper: Callable[[], Stopper], fault: type[BaseException], **train: Any) -> tuple[dict[str, Any], int]:
+def in_pieces(
+    kind: str, data, folder, stopper: Callable[[], Stopper], fault: type[BaseException], **train: Any
+) -> tuple[dict[str, Any], int]:
     """Train ``kind``, going on after every stop until it is done; what it ends with and how often it was stopped."""
     cls, cfg = KINDS[kind][0], settings(kind, **train)
     for stops in range(60):
@@ -127,7 +125,9 @@ def test_killed_within_epochs_it_goes_on_from_the_last_save(kind, toy_data, tmp_
     assert stops >= 1
 
 
-@pytest.mark.parametrize("name, occasion", [("best-inputs.pt", 1), ("last.pt", 1), ("last.pt", 3), ("best-head.pt", 1), ("last.pt", 6)])
+@pytest.mark.parametrize(
+    "name, occasion", [("best-inputs.pt", 1), ("last.pt", 1), ("last.pt", 3), ("best-head.pt", 1), ("last.pt", 6)]
+)
 def test_killed_while_saving(name, occasion, toy_data, tmp_path, uninterrupted, monkeypatch):
     """Between the files of an epoch, or in the middle of one of them, nothing is lost that was saved before."""
     seen, save = [], RunFolder.save
@@ -187,7 +187,10 @@ class Scripted:
         return fit, fit.run(), weights
 
 
-@pytest.mark.parametrize("better, values, best", [("lower", [3.0, 1.0, 2.0], 2), ("higher", [3.0, 5.0, 5.0], 2), ("higher", [1.0, 2.0, 3.0], 3)])
+@pytest.mark.parametrize(
+    "better, values, best",
+    [("lower", [3.0, 1.0, 2.0], 2), ("higher", [3.0, 5.0, 5.0], 2), ("higher", [1.0, 2.0, 3.0], 3)],
+)
 def test_the_best_epoch_is_kept_by_the_metrics_direction(better, values, best, toy_data, tmp_path):
     fit, state, weights = Scripted(values, better).run(toy_data, tmp_path)
     assert state.best_epoch == best
@@ -295,7 +298,9 @@ def test_the_order_of_batches_depends_on_seed_stage_epoch_and_pass_alone(toy_dat
 
 
 def test_unknown_groups_and_stages_are_refused(toy_data, tmp_path):
-    with pytest.raises(MoodalError, match=r"train.groups.mian: toy has no such group .* it has main; did you mean 'main'\?"):
+    with pytest.raises(
+        MoodalError, match=r"train.groups.mian: toy has no such group .* it has main; did you mean 'main'\?"
+    ):
         job(Toy, toy_config(groups={"mian": GroupConfig(rate=1.0)}), toy_data, tmp_path)
     with pytest.raises(MoodalError, match=r"train.stages.heads: .* it has inputs, head; did you mean 'head'\?"):
         job(TwoStages, toy_config(stages={"heads": StageConfig()}), toy_data, tmp_path)

@@ -27,6 +27,14 @@ def test_two_processes_equal_one(kind, trained):
     # Some directions of attention weights change nothing; Adam makes steps of the rounding errors it sees there.
     compared = {} if kind == "text, adamw" else one["weights"]
     for name, value in compared.items():
-        torch.testing.assert_close(two["weights"][name], value, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            two["weights"][name], value, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
     torch.testing.assert_close(two["prediction"], one["prediction"], atol=1e-5, rtol=0)
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+
+
+def test_two_processes_killed_and_resumed_end_with_the_same_bits(trained):
+    whole, parts = (torch.load(trained[1] / f"bank{name}.pt", weights_only=True) for name in ("", ", resumed"))
+    assert all(torch.equal(value, parts["weights"][name]) for name, value in whole["weights"].items())
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-12)
