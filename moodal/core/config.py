@@ -55,7 +55,7 @@ def leaves(cls: type, substitutes: Mapping[str, type], prefix: str = "") -> dict
 def _inner(hint: Any) -> type | None:
     """X of ``Mapping[str, X]`` where X is a dataclass."""
     arguments = typing.get_args(hint)
-    if len(arguments) == 2 and dataclasses.is_dataclass(arguments[1]):
+    if len(arguments) == 2 and isinstance(arguments[1], type) and dataclasses.is_dataclass(arguments[1]):
         return arguments[1]
     return None
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moodal.layers.dot_product import additive, by_head, dot_product
+from moodal.layers.masks import additive
 
 EPSILON = 1e-5
 
@@ -48,10 +48,10 @@ class Attention(nn.Module):
 
     def forward(self, target: Tensor, source: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """(N, T, D) attends to ``source`` (N, S, D), or to itself. ``mask``: (N, S), one real step per row at least."""
-        alone = by_head(target, (target if source is None else source).shape[1])
-        query, key, value = self._project(target, source, split=alone)
-        mixed = dot_product(query, key, value, mask, heads_alone=alone)
-        return self.dropout(self.out(mixed.flatten(2)))
+        query, key, value = (part.transpose(1, 2) for part in self._project(target, source))
+        hidden = None if mask is None else additive(mask, query.dtype).unsqueeze(1)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=hidden, scale=1.0)
+        return self._leave(mixed.transpose(1, 2).flatten(2))
 
     def at(self, sequence: Tensor, places: Sequence[int], *, mask: Tensor | None = None) -> Tensor:
         """Self-attention of (N, T, D) evaluated at the steps ``places`` only: (N, len(places), D).
@@ -60,50 +60,55 @@ class Attention(nn.Module):
         (W_q a)·(W_k b) = (W_k^T W_q a)·b. With few queries this is cheaper by about head_width / len(places).
         """
         steps = standardise(sequence)
-        weight, bias = self._folded(0, 3)
+        weight, bias = self._folded()
         chosen = torch.stack([steps[:, place] for place in places], dim=1)
         rows, count, width = chosen.shape
         by_head = weight.view(3, self.heads, self.head_width, width)
-        shift = bias.view(3, self.heads, self.head_width)
-        query = (F.linear(chosen, weight[: self.inner], bias[: self.inner])).view(-1, self.heads, self.head_width)
-        query = query.transpose(0, 1)  # (H, N * count, d)
-        constant = torch.bmm(query, shift[1].unsqueeze(-1))  # equal for all keys of a query
-        reach = torch.cat([torch.bmm(query, by_head[1]), constant], dim=-1).view(self.heads, rows, count, width + 1)
-        reach = reach.permute(1, 2, 0, 3).flatten(1, 2)  # (N, count * H, D + 1)
-        scores = torch.bmm(reach[..., :-1], steps.transpose(1, 2)) + reach[..., -1:]
+        query = F.linear(chosen, weight[0], bias).view(-1, self.heads, self.head_width).transpose(0, 1)
+        reach = torch.bmm(query, by_head[1]).view(self.heads, rows, count, width)
+        reach = reach.permute(1, 2, 0, 3).flatten(1, 2)  # (N, count * H, D)
+        scores = torch.bmm(reach, steps.transpose(1, 2))
         if mask is not None:
             scores = scores + additive(mask, scores.dtype)
         mean = torch.bmm(scores.softmax(dim=-1), steps).view(rows * count, self.heads, width).transpose(0, 1)
-        value = torch.baddbmm(shift[2].unsqueeze(1), mean, by_head[2].transpose(1, 2))  # weights sum to 1: shift once
-        return self.dropout(self.out(value.transpose(0, 1).reshape(rows, count, self.inner)))
+        value = torch.bmm(mean, by_head[2].transpose(1, 2))
+        return self._leave(value.transpose(0, 1).reshape(rows, count, -1))
 
-    @property
-    def inner(self) -> int:
-        return self.heads * self.head_width
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """(3, H d, D) maps acting on the standardised input, W (s * x + b) = (W s) x + W b, and W b of the query.
 
-    def _folded(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the maps ``first`` up to ``last`` acting on the standardised input: W (s * x + b).
-
-        The query's map carries the scale 1 / sqrt(d) of the scores.
+        The query's map carries the scale 1 / sqrt(d). The key's W b adds the same to all scores of a query, which the
+        softmax does not see; the value's passes through the weighted mean unchanged and is added in ``_leave``.
         """
-        weight, unit = self.weight[first:last], self.unit[first:last]
-        bias = weight @ (self.shift[first:last] * unit).unsqueeze(-1)
-        return (weight * (self.scale[first:last] * unit).unsqueeze(1)).flatten(0, 1), bias.flatten()
+        weight = self.weight * (self.scale * self.unit).unsqueeze(1)
+        return weight, self.weight[0] @ (self.shift[0] * self.unit[0])
 
-    def _project(self, target: Tensor, source: Tensor | None, *, split: bool) -> list[Tensor]:
-        """Query, key and value (N, T, H, d); with ``split`` in memory of their own, otherwise views of one product."""
+    def _leave(self, mixed: Tensor) -> Tensor:
+        """The output map of (N, T, H d), with the value's shift in its bias."""
+        bias = self.out.bias + self.out.weight @ (self.weight[2] @ self.shift[2])
+        return self.dropout(F.linear(mixed, self.out.weight, bias))
+
+    def _project(self, target: Tensor, source: Tensor | None) -> list[Tensor]:
+        """Query, key and value (N, T, H, d)."""
+        weight, bias = self._folded()
         if source is None:
-            return self._maps(standardise(target), 0, 3, split=split)
-        query = self._maps(standardise(target), 0, 1, split=split)
-        return query + self._maps(standardise(source), 1, 3, split=split)
+            return self._maps(standardise(target), weight, bias)
+        query = self._maps(standardise(target), weight[:1], bias)
+        return query + self._maps(standardise(source), weight[1:], None)
 
-    def _maps(self, steps: Tensor, first: int, last: int, *, split: bool) -> list[Tensor]:
-        weight, bias = self._folded(first, last)
+    def _maps(self, steps: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+        """(N, T, D) through (M, H d, D) maps, ``bias`` (H d) being that of the first: M parts (N, T, H, d).
+
+        One product for all maps; on a CPU one each, where it is faster: a result three times as large is new memory in
+        every step, and its gradient would have to be put together from three parts.
+        """
+        count, inner, _ = weight.shape
         shape = (*steps.shape[:2], self.heads, self.head_width)
-        if not split:
-            return [part.view(shape) for part in F.linear(steps, weight, bias).chunk(last - first, dim=-1)]
-        pairs = zip(weight.chunk(last - first), bias.chunk(last - first))
-        return [F.linear(steps, own, shift).view(shape) for own, shift in pairs]
+        if steps.device.type == "cpu":
+            biases = [bias, *[None] * (count - 1)]
+            return [F.linear(steps, own, shift).view(shape) for own, shift in zip(weight.unbind(0), biases)]
+        whole = None if bias is None else F.pad(bias, (0, (count - 1) * inner))
+        return [part.view(shape) for part in F.linear(steps, weight.flatten(0, 1), whole).chunk(count, dim=-1)]
 
 
 class FeedForward(nn.Module):

@@ -33,6 +33,12 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return hidden.softmax(dim=-1).masked_fill(~mask, 0.0)
 
 
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N, T) -> (N, 1, T): 0 on real steps and minus infinity elsewhere, which kernels add faster than they select."""
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill(~mask, float("-inf")).unsqueeze(1)
+
+
 def masked_last(values: Tensor, mask: Tensor) -> Tensor:
     """(N, T, D) values -> (N, D) at the last real step; zeros where there is none."""
     steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)

@@ -227,7 +227,7 @@ class Fit:
 
     def _candidate(self) -> Method:
         """The weights that are evaluated and kept: averaged ones where asked for."""
-        return self.method if self.averaged is None else self.averaged.module
+        return self.method if self.averaged is None else self.averaged.module  # type: ignore[return-value]
 
     def _close_epoch(self, stage: Stage, numbers: "StageNumbers", scores: Mapping[str, float], seconds: float) -> None:
         state, selection = self.state, self.selections[stage.name]
@@ -271,7 +271,7 @@ class Fit:
         if self.fabric.world_size == 1:
             return self._stop
         flag = self.fabric.all_reduce(torch.tensor(float(self._stop), device=self.fabric.device), reduce_op="sum")
-        return bool(flag > 0)
+        return bool(torch.as_tensor(flag) > 0)
 
     @contextmanager
     def _stopping_on_interrupt(self) -> Iterator[None]:

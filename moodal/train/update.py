@@ -150,7 +150,7 @@ def _sum_over_processes(fabric: Fabric, parameters: Sequence[nn.Parameter], weig
     """
     reached = weight.new_tensor([float(p.grad is not None) for p in parameters])
     flat = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().to(weight.dtype) for p in parameters]
-    message = fabric.all_reduce(torch.cat([weight.reshape(1), reached, *flat]), reduce_op="sum")
+    message = torch.as_tensor(fabric.all_reduce(torch.cat([weight.reshape(1), reached, *flat]), reduce_op="sum"))
     counts = message[1 : 1 + len(parameters)].tolist()
     parts = message[1 + len(parameters) :].split([p.numel() for p in parameters])
     for parameter, count, part in zip(parameters, counts, parts, strict=True):

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moodal.layers.attention import Attention
-from moodal.layers.dot_product import dot_product
 from moodal.layers.transformer import CrossAlignment, LinearAlignment, SequenceEncoder
 
 SIZES = {"heads": 2, "head_width": 5}
@@ -108,16 +107,3 @@ def test_alignments_keep_the_explanation_in_the_lead():
     values, mask = LinearAlignment(8)(target, source)
     assert values.shape == (2, 6, 8) and mask.all()
 
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_head_by_head_equals_the_fused_kernel(masked: bool):
-    shape = (3, 2, 5)
-    query, key, value = (torch.randn(2, steps, *shape[1:]).double().requires_grad_() for steps in (4, 6, 6))
-    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4]) if masked else None
-    results = []
-    for alone in (True, False):
-        y = dot_product(query, key, value, mask, heads_alone=alone)
-        results.append((y, *torch.autograd.grad(y.sin().sum(), [query, key, value])))
-    for ours, theirs in zip(*results):
-        torch.testing.assert_close(ours, theirs)
-    assert torch.autograd.gradcheck(lambda *x: dot_product(*x, mask, heads_alone=True), (query, key, value))
