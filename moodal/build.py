@@ -1,4 +1,7 @@
-"""Names become objects here: recipe to settings, settings to corpus, method and run. The only place where methods and the loop meet."""
+"""Names become objects: recipe to settings, settings to corpus, method and run.
+
+The only place where methods and the loop meet.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,17 @@ log = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
 #: Settings that do not change what is computed, left out of a run's name.
-NOT_IN_NAME = ("seed", "device.accelerator", "device.devices", "device.num_nodes", "device.strategy", "device.threads", "train.tensorboard")
+NOT_IN_NAME = (
+    "seed",
+    "device.accelerator",
+    "device.devices",
+    "device.num_nodes",
+    "device.strategy",
+    "device.threads",
+    "train.tensorboard",
+    "train.save_every",
+    "train.eval_batch",
+)
 
 
 def recipes() -> list[str]:
@@ -54,7 +67,9 @@ def configure(
     """
     corpus, sign, method = recipe.partition("/")
     if not sign:
-        raise MoodalError(f"'{recipe}' is no recipe; expected <corpus>/<method>, for example cmu_mosi/text{did_you_mean(recipe, recipes())}")
+        raise MoodalError(
+            f"'{recipe}' is no recipe; expected <corpus>/<method>, for example cmu_mosi/text{did_you_mean(recipe, recipes())}"
+        )
     path = file or RECIPES / f"{recipe}.yaml"
     layers: list[Layer] = [("recipe", {"corpus": corpus, "method": method})]
     if file is not None or (recipe_file and path.exists()):
@@ -63,7 +78,9 @@ def configure(
     found = resolve(RunConfig, layers, _types(corpus, method))
     asked = f"{found.config.corpus}/{found.config.method}"
     if asked != recipe:
-        raise MoodalError(f"the settings name {asked} and the recipe is {recipe}; give the recipe {asked}, or leave corpus and method out.")
+        raise MoodalError(
+            f"the settings name {asked} and the recipe is {recipe}; give the recipe {asked}, or leave corpus and method out."
+        )
     return found
 
 
@@ -74,7 +91,9 @@ def _types(corpus: str, method: str) -> dict[str, type]:
 def stored_config(run: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The settings of a run folder, with ``overrides`` on top."""
     if not (run / "config.yaml").exists():
-        raise MoodalError(f"{run} is no run folder (it has no config.yaml); expected a folder such as runs/<corpus>/<method>/<hash>/seed-1.")
+        raise MoodalError(
+            f"{run} is no run folder (it has no config.yaml); expected a folder such as runs/<corpus>/<method>/<hash>/seed-1."
+        )
     values = read_yaml(run / "config.yaml")
     types = _types(str(values.get("corpus")), str(values.get("method")))
     known = leaves(RunConfig, types)
@@ -87,14 +106,22 @@ def make_fabric(cfg: DeviceConfig) -> Fabric:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     if cfg.strategy.endswith(("_spawn", "_fork", "_notebook")):
-        raise MoodalError(f"device.strategy is {cfg.strategy}, which starts functions and not commands; use ddp, or auto.")
+        raise MoodalError(
+            f"device.strategy is {cfg.strategy}, which starts functions and not commands; use ddp, or auto."
+        )
     try:
         return Fabric(
-            accelerator=cfg.accelerator, devices=cfg.devices, num_nodes=cfg.num_nodes, strategy=cfg.strategy, precision=cfg.precision
+            accelerator=cfg.accelerator,
+            devices=cfg.devices,
+            num_nodes=cfg.num_nodes,
+            strategy=cfg.strategy,
+            precision=cfg.precision,
         )
     except (ValueError, RuntimeError, TypeError) as fault:
         reason = str(fault).splitlines()[0]
-        raise MoodalError(f"device: {reason} Choose other device.accelerator, device.devices, device.strategy or device.precision.") from fault
+        raise MoodalError(
+            f"device: {reason} Choose other device.accelerator, device.devices, device.strategy or device.precision."
+        ) from fault
 
 
 def build_method(cfg: RunConfig, spec: DataSpec) -> Method:
@@ -124,8 +151,14 @@ def load_data(cfg: RunConfig, *, progress: Progress | None = None, stored: Mappi
 
 
 def train(
-    cfg: RunConfig, *, runs: Path | str = "runs", folder: Path | None = None, fabric: Fabric | None = None, data: Prepared | None = None,
-    watcher: Watcher | None = None, progress: Progress | None = None,
+    cfg: RunConfig,
+    *,
+    runs: Path | str = "runs",
+    folder: Path | None = None,
+    fabric: Fabric | None = None,
+    data: Prepared | None = None,
+    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> Trained:
     """Train one seed, or go on where its folder stands; a finished run is returned as it is.
 
@@ -142,9 +175,10 @@ def train(
         data = data or load_data(cfg, progress=progress)
     method = build_method(cfg, data.spec).to(fabric.device)
     if home.started:
-        verify_same_recipe(home.data(), data.description)
+        verify_same_recipe(home.data(), data.description, also=("sizes", "source"))
     if cfg.train.compile:
         method.compile()
+        method.loss = torch.compile(method.loss)  # type: ignore[method-assign]
     selections = {stage.name: select(cfg, data, stage.name) for stage in method.stages()}
     job = Fit(
         method, data.splits["train"], data.splits["valid"], cfg=cfg, fabric=fabric, folder=home, selections=selections,
@@ -157,21 +191,34 @@ def train(
     selection = selections[job.stages[-1].name]
     chosen = {"metric": selection.metric, "better": selection.better, "value": state.best, "epoch": state.best_epoch}
     chosen |= {"stage": job.stages[-1].name, "split": "valid"}
-    tables = {name: evaluate(method, data.splits[name], size=cfg.train.eval_batch, fabric=fabric) for name in ("valid", "test")}
+    tables = {
+        name: evaluate(method, data.splits[name], size=cfg.train.eval_batch, fabric=fabric)
+        for name in ("valid", "test")
+    }
     if fabric.is_global_zero:
         write_results(home, tables, data, chosen, time.perf_counter() - started)
     fabric.barrier()
     return Trained(home.path, home.scores())
 
 
-def write_results(home: RunFolder, tables: Mapping[str, Predictions], data: Prepared, chosen: Mapping[str, Any], seconds: float) -> None:
+def write_results(
+    home: RunFolder, tables: Mapping[str, Predictions], data: Prepared, chosen: Mapping[str, Any], seconds: float
+) -> None:
     """Write predictions, texts and last the scores, which mark the run as finished."""
     home.write_predictions(tables, data.spec.task)
     home.write_inspection(tables)
     home.write_texts({name: data.clips[name] for name in tables})
     scores = {name: score_table(data.facts.protocol, table) for name, table in tables.items()}
     baseline = baseline_scores(data.spec.task, data.splits, data.facts.protocol)
-    home.finish({"protocol": data.facts.protocol, "selection": dict(chosen), **scores, "baseline": baseline, "seconds": round(seconds, 2)})
+    home.finish(
+        {
+            "protocol": data.facts.protocol,
+            "selection": dict(chosen),
+            **scores,
+            "baseline": baseline,
+            "seconds": round(seconds, 2),
+        }
+    )
 
 
 def score_table(protocol: str, table: Predictions) -> dict[str, float]:
@@ -244,7 +291,9 @@ def _commit() -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False)
+            done = subprocess.run(
+                ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -54,45 +54,85 @@ def _options(commands: argparse.ArgumentParser, arguments: Sequence[str] | None)
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    top = argparse.ArgumentParser(prog="moodal", description=moodal.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        prog="moodal", description=moodal.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     top.add_argument("--version", action="version", version=f"moodal {moodal.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[Any], Any], about: str, example: str) -> argparse.ArgumentParser:
         part = commands.add_parser(
-            name, help=about, description=about, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=about,
+            description=about,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         part.set_defaults(run=run)
         return part
 
     def settings(part: argparse.ArgumentParser) -> None:
-        part.add_argument("settings", nargs="*", metavar="key=value", help="settings, for example train.epochs=5 (see: moodal show RECIPE)")
+        part.add_argument(
+            "settings",
+            nargs="*",
+            metavar="key=value",
+            help="settings, for example train.epochs=5 (see: moodal show RECIPE)",
+        )
 
-    part = command("demo", _demo, "Train, evaluate and report TEXT on a synthetic corpus: the five-minute tour.", "moodal demo")
+    part = command(
+        "demo", _demo, "Train, evaluate and report TEXT on a synthetic corpus: the five-minute tour.", "moodal demo"
+    )
     part.add_argument("--runs", default="runs", help="folder of runs (default: runs)")
-    part = command("train", _train, "Train a recipe, over one seed or several.", "moodal train cmu_mosi/text seed=1,2,3 data.root=DATA/cmu_mosi")
+    part = command(
+        "train",
+        _train,
+        "Train a recipe, over one seed or several.",
+        "moodal train cmu_mosi/text seed=1,2,3 data.root=DATA/cmu_mosi",
+    )
     part.add_argument("recipe", nargs="?", help="<corpus>/<method>; see: moodal list recipes")
     settings(part)
     part.add_argument("--resume", metavar="RUN", help="go on with an unfinished run folder")
     part.add_argument("--config", metavar="FILE", help="a YAML file of settings in place of the recipe's own")
     part.add_argument("--runs", default="runs", help="folder of runs (default: runs)")
     _json(part)
-    part = command("evaluate", _evaluate, "Score a finished run again, on its own or other data of its recipe.", "moodal evaluate runs/cmu_mosi/text/0a1b2c3d/seed-1")
+    part = command(
+        "evaluate",
+        _evaluate,
+        "Score a finished run again, on its own or other data of its recipe.",
+        "moodal evaluate runs/cmu_mosi/text/0a1b2c3d/seed-1",
+    )
     part.add_argument("folder", metavar="RUN")
     settings(part)
-    part.add_argument("--split", action="append", choices=("train", "valid", "test"), help="split to score (default: valid and test)")
+    part.add_argument(
+        "--split", action="append", choices=("train", "valid", "test"), help="split to score (default: valid and test)"
+    )
     part.add_argument("--out", metavar="FILE", help="also write the predictions as CSV")
     _json(part)
-    part = command("report", _report, "Write one HTML page for one run or several.", "moodal report runs/cmu_mosi/text --out report.html")
+    part = command(
+        "report",
+        _report,
+        "Write one HTML page for one run or several.",
+        "moodal report runs/cmu_mosi/text --out report.html",
+    )
     part.add_argument("folders", nargs="+", metavar="RUN")
     part.add_argument("--out", metavar="FILE", help="where to (default: report.html in the first folder)")
-    part = command("ablate", _ablate, "Train every row of the paper's ablation table and print it with ours.", "moodal ablate cmu_mosi/text seed=1,2,3 data.root=DATA/cmu_mosi")
+    part = command(
+        "ablate",
+        _ablate,
+        "Train every row of the paper's ablation table and print it with ours.",
+        "moodal ablate cmu_mosi/text seed=1,2,3 data.root=DATA/cmu_mosi",
+    )
     part.add_argument("recipe")
     settings(part)
     part.add_argument("--runs", default="runs", help="folder of runs (default: runs)")
     part.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
     _json(part)
-    part = command("import", _import, "Import an MMSA-format pickle into a store, safely.", "moodal import unaligned_50.pkl --corpus mosi --out stores/mosi")
+    part = command(
+        "import",
+        _import,
+        "Import an MMSA-format pickle into a store, safely.",
+        "moodal import unaligned_50.pkl --corpus mosi --out stores/mosi",
+    )
     part.add_argument("file", metavar="FILE")
     part.add_argument("--corpus", required=True, help="mosi, mosei, sims or sims_v2")
     part.add_argument("--out", metavar="STORE", help="folder to make (default: stores/<corpus>)")
@@ -106,15 +146,27 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument("file", metavar="FILE")
     part.add_argument("--out", required=True, metavar="RUN")
     settings(part)
-    part = command("parity", _parity, "Check this build against numbers made by authors' code.", "moodal parity parity/text/*.safetensors")
+    part = command(
+        "parity",
+        _parity,
+        "Check this build against numbers made by authors' code.",
+        "moodal parity parity/text/*.safetensors",
+    )
     part.add_argument("files", nargs="+", metavar="FILE.safetensors")
     _json(part)
-    part = command("bench", _bench, "Run a speed benchmark of the checkout's benchmarks folder.", "moodal bench text_step --json")
+    part = command(
+        "bench", _bench, "Run a speed benchmark of the checkout's benchmarks folder.", "moodal bench text_step --json"
+    )
     part.add_argument("name", nargs="?", help="file name without .py (default: list them)")
     part.add_argument("rest", nargs=argparse.REMAINDER, help="options of the benchmark")
     part = command("list", _list, "List methods, corpora or recipes.", "moodal list methods")
     part.add_argument("what", choices=("methods", "corpora", "recipes"))
-    part = command("show", _show, "Show all settings of a recipe and where each comes from.", "moodal show cmu_mosi/text model.width=64")
+    part = command(
+        "show",
+        _show,
+        "Show all settings of a recipe and where each comes from.",
+        "moodal show cmu_mosi/text model.width=64",
+    )
     part.add_argument("recipe")
     settings(part)
     command("check", _check, "Check every recipe: settings, groups and stages.", "moodal check")
@@ -147,7 +199,9 @@ def _seeds(overrides: dict[str, Any]) -> list[int]:
     try:
         seeds = [int(str(part)) for part in parts]
     except ValueError:
-        raise MoodalError(f"seed is '{given}'; expected one whole number or several with commas, as in seed=1,2,3.") from None
+        raise MoodalError(
+            f"seed is '{given}'; expected one whole number or several with commas, as in seed=1,2,3."
+        ) from None
     return list(dict.fromkeys(seeds))
 
 
@@ -161,7 +215,9 @@ def _train(options: argparse.Namespace) -> int:
         result = resume_run(Path(options.resume), overrides)
     else:
         if options.recipe is None:
-            raise MoodalError("no recipe was given; expected <corpus>/<method>, for example: moodal train synthetic/text")
+            raise MoodalError(
+                "no recipe was given; expected <corpus>/<method>, for example: moodal train synthetic/text"
+            )
         file = None if options.config is None else Path(options.config)
         result = train_seeds(options.recipe, overrides, seeds=_seeds(overrides), runs=Path(options.runs), file=file)
     if result is None:  # a process that only keeps company
@@ -191,7 +247,9 @@ def _report(options: argparse.Namespace) -> int:
 
     runs = [run for folder in options.folders for run in find_runs(Path(folder))]
     if not runs:
-        raise MoodalError(f"no run folder was found below {', '.join(options.folders)}; expected folders with scores.json, written by moodal train.")
+        raise MoodalError(
+            f"no run folder was found below {', '.join(options.folders)}; expected folders with scores.json, written by moodal train."
+        )
     out = Path(options.out) if options.out else Path(options.folders[0]) / "report.html"
     print(f"open {report_run(runs, out)}")
     return 0
@@ -243,9 +301,13 @@ def _parity(options: argparse.Namespace) -> int:
     for case in results:
         worst, verdict = case.worst, "ok" if case.ok else "DIFFERS"
         allowed = f"allowed {worst.tolerance:.0e}" if worst.tolerance else "must be equal"
-        print(f"{case.method:8} {case.case:24} largest difference {worst.difference:.1e} ({worst.name}; {allowed})  {verdict}")
+        print(
+            f"{case.method:8} {case.case:24} largest difference {worst.difference:.1e} ({worst.name}; {allowed})  {verdict}"
+        )
     if options.json:
-        _print_json({"ok": all(case.ok for case in results), "cases": {f"{c.method}/{c.case}": c.to_json() for c in results}})
+        _print_json(
+            {"ok": all(case.ok for case in results), "cases": {f"{c.method}/{c.case}": c.to_json() for c in results}}
+        )
     return 0 if all(case.ok for case in results) else 1
 
 
@@ -255,7 +317,9 @@ def _bench(options: argparse.Namespace) -> int:
     folder = Path(moodal.__file__).resolve().parent.parent / "benchmarks"
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     if options.name is None or options.name not in names:
-        known = ", ".join(names) or "none: benchmarks come with a checkout of the project, not with the installed package"
+        known = (
+            ", ".join(names) or "none: benchmarks come with a checkout of the project, not with the installed package"
+        )
         if options.name is None:
             print(f"benchmarks: {known}")
             return 0

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +32,9 @@ class TrainingBar:
     def __init__(self, label: str, metric: str) -> None:
         self.label, self.metric = label, metric
         self.console = Console(stderr=True)
-        self.progress = Progress(*_columns(), console=self.console, disable=not self.console.is_terminal, transient=True)
+        self.progress = Progress(
+            *_columns(), console=self.console, disable=not self.console.is_terminal, transient=True
+        )
         self.task: TaskID | None = None
         self.stage, self.epochs = "", 0
 
@@ -74,7 +84,9 @@ class WaitingBar:
     def __init__(self, label: str) -> None:
         self.label = label
         self.console = Console(stderr=True)
-        self.progress = Progress(*_columns(), console=self.console, disable=not self.console.is_terminal, transient=True)
+        self.progress = Progress(
+            *_columns(), console=self.console, disable=not self.console.is_terminal, transient=True
+        )
         self.task: TaskID | None = None
         self.phase = ""
 

@@ -16,7 +16,18 @@ from moodal.bench.compare import compare_runs
 from moodal.bench.report import report_run
 from moodal.bench.tables import Table
 from moodal.build import (
-    Trained, build_method, configure, load_data, make_fabric, open_run, recipes, run_path, score_table, select, stored_config, train,
+    Trained,
+    build_method,
+    configure,
+    load_data,
+    make_fabric,
+    open_run,
+    recipes,
+    run_path,
+    score_table,
+    select,
+    stored_config,
+    train,
 )  # fmt: skip
 from moodal.console import TensorBoardLog, TrainingBar, WaitingBar
 from moodal.core.config import to_yaml
@@ -32,7 +43,11 @@ from moodal.metrics.bootstrap import summarise
 from moodal.prepare import Prepared, task_facts
 from moodal.train.evaluate import evaluate
 from moodal.train.fit import Watcher
+from moodal.train.optim import verify_names
 from moodal.train.runs import RunFolder
+
+#: Sizes of the text encoder that recipes are checked with.
+_TOY = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,9 @@ def resume_run(folder: Path, overrides: Mapping[str, Any]) -> SeedResults | None
     """Go on with an unfinished run; only ``device.*`` and ``data.root`` may be given anew."""
     other = [key for key in overrides if not key.startswith("device.") and key != "data.root"]
     if other:
-        raise MoodalError(f"{', '.join(other)}: a run goes on with its own settings; only device.* and data.root may change.")
+        raise MoodalError(
+            f"{', '.join(other)}: a run goes on with its own settings; only device.* and data.root may change."
+        )
     cfg = stored_config(folder, overrides)
     fabric = make_fabric(cfg.device)
     fabric.launch()
@@ -117,7 +134,10 @@ def _data(cfg: RunConfig, fabric: Fabric) -> Prepared:
     if fabric.is_global_zero:
         sizes = ", ".join(f"{size} {name}" for name, size in data.spec.size.items())
         streams = ", ".join(f"{name} {stream.kind} {stream.width}" for name, stream in data.spec.streams.items())
-        print(f"data  {cfg.corpus}: {sizes}; {streams}; explanations: {', '.join(data.spec.explanations) or 'none'}", file=sys.stderr)
+        print(
+            f"data  {cfg.corpus}: {sizes}; {streams}; explanations: {', '.join(data.spec.explanations) or 'none'}",
+            file=sys.stderr,
+        )
     return data
 
 
@@ -129,7 +149,9 @@ def _train_one(cfg: RunConfig, folder: Path, fabric: Fabric, data: Prepared | No
     with TrainingBar(f"seed {cfg.seed}", select(cfg, data).metric) as bar:
         if not fabric.is_global_zero:
             bar.console.quiet = True
-        watcher: Watcher = TensorBoardLog(bar, str(folder / "tensorboard")) if cfg.train.tensorboard and fabric.is_global_zero else bar
+        watcher: Watcher = (
+            TensorBoardLog(bar, str(folder / "tensorboard")) if cfg.train.tensorboard and fabric.is_global_zero else bar
+        )
         try:
             return train(cfg, folder=folder, fabric=fabric, data=data, watcher=watcher)
         except Interrupted:
@@ -145,7 +167,8 @@ def evaluate_run(
     fabric.launch()
     run = open_run(folder, overrides=overrides, fabric=fabric)
     tables = {
-        name: evaluate(run.method, run.data.splits[name], size=run.cfg.train.eval_batch, fabric=fabric) for name in splits
+        name: evaluate(run.method, run.data.splits[name], size=run.cfg.train.eval_batch, fabric=fabric)
+        for name in splits
     }
     if out is not None:
         RunFolder(out.parent).write_predictions(tables, run.data.spec.task, name=out.name)
@@ -153,15 +176,36 @@ def evaluate_run(
 
 
 def check_recipes() -> dict[str, str | None]:
-    """{recipe: fault or None}: settings parse, and the method names of groups and stages exist where they can be known."""
+    """{recipe: fault or None}: its settings parse, its method builds, its groups and stages exist.
+
+    Nothing is read or downloaded: the method is built for the corpus's usual widths, with a toy text encoder.
+    """
     found: dict[str, str | None] = {}
     for recipe in recipes():
         try:
-            configure(recipe)
+            cfg = configure(recipe).config
+            method = build_method(cfg, _usual_spec(cfg))
+            verify_names(cfg.method, method.stages(), cfg.train)
             found[recipe] = None
         except MoodalError as fault:
             found[recipe] = str(fault)
     return found
+
+
+def _usual_spec(cfg: RunConfig) -> DataSpec:
+    """A spec like that of the corpus of ``cfg``: its usual widths, text as ``cfg`` has it."""
+    facts, needs = CORPORA[cfg.corpus].facts, METHODS[cfg.method].needs(cfg.model)
+    tokens = cfg.data.text.mode in ("finetune", "tokens")
+    words = (
+        StreamSpec("tokens", _TOY["hidden_size"], "toy", {"model_type": "bert", **_TOY})
+        if tokens
+        else StreamSpec("features", 8)
+    )
+    streams: dict[Modality, StreamSpec] = {
+        m: StreamSpec("features", facts.widths.get(m, 8)) for m in ("audio", "vision")
+    }
+    streams = {m: s for m, s in {"text": words, **streams}.items() if m in needs.modalities}
+    return DataSpec(streams=streams, task=facts.task, explanations={role: words for role in needs.explanations})
 
 
 def ablate(
@@ -177,7 +221,10 @@ def ablate(
         found = train_seeds(name, settings, seeds=chosen, runs=runs)
         if found is None:
             return {}
-        return {seed: {"valid": run.scores["valid"], "test": run.scores["test"], "run": run.folder} for seed, run in found.runs.items()}
+        return {
+            seed: {"valid": run.scores["valid"], "test": run.scores["test"], "run": run.folder}
+            for seed, run in found.runs.items()
+        }
 
     def announce(row: str, seed: int, done: int, total: int) -> None:
         print(f"row   {row}, seed {seed} ({done + 1} of {total})", file=sys.stderr)
@@ -212,14 +259,20 @@ def import_checkpoint(method: str, file: Path, out: Path, overrides: Mapping[str
         raise MoodalError(f"{out} exists already; choose another --out, a run is never overwritten.")
     found: Converted = CONVERTERS[method](read_state(file))
     if found.encoder is None:
-        raise MoodalError(f"{file} holds no text encoder (bertmodel.*), which official checkpoints do; save the whole model.")
+        raise MoodalError(
+            f"{file} holds no text encoder (bertmodel.*), which official checkpoints do; save the whole model."
+        )
     given = dict(overrides)
     corpus = str(given.pop("corpus", None) or _corpus_of_widths(found.widths))
     steps = found.settings["max_steps"]
-    whole = {f"data.{name}.limit": steps for name in ("audio", "vision")} | {f"data.{name}.normalise": "none" for name in ("audio", "vision")}
+    whole = {f"data.{name}.limit": steps for name in ("audio", "vision")} | {
+        f"data.{name}.normalise": "none" for name in ("audio", "vision")
+    }
     text = {"data.text.mode": "tokens", "data.text.encoder": "bert-base-uncased", "data.text.max_tokens": steps}
     model = {f"model.{key}": value for key, value in found.settings.items()}
-    cfg = configure(f"{corpus}/{method}", {**model, **whole, **text, "data.explainer": "stored", **given}, recipe_file=False).config
+    cfg = configure(
+        f"{corpus}/{method}", {**model, **whole, **text, "data.explainer": "stored", **given}, recipe_file=False
+    ).config
     description = _checkpoint_description(corpus, file, found, cfg)
     with folder_aside(out) as folder:
         home = RunFolder(folder)
@@ -233,7 +286,12 @@ def import_checkpoint(method: str, file: Path, out: Path, overrides: Mapping[str
 def _checkpoint_description(corpus: str, file: Path, found: Converted, cfg: RunConfig) -> dict[str, Any]:
     """data.json of an imported checkpoint: of its features only the widths are known."""
     facts, encoder = CORPORA[corpus].facts, {"model_type": "bert", **(found.encoder or {})}
-    text = {"mode": "tokens", "max_tokens": cfg.data.text.max_tokens, "comment": False, "encoder": cfg.data.text.encoder}
+    text = {
+        "mode": "tokens",
+        "max_tokens": cfg.data.text.max_tokens,
+        "comment": False,
+        "encoder": cfg.data.text.encoder,
+    }
     return {
         "corpus": corpus, "title": facts.title, "language": facts.language, "protocol": facts.protocol, "task": task_facts(facts.task),
         "text": {**text, "width": found.widths["text"], "config": encoder}, "transforms": {},
@@ -247,7 +305,9 @@ def _checkpoint_spec(description: Mapping[str, Any]) -> DataSpec:
     words = StreamSpec("tokens", text["width"], text["encoder"], text["config"])
     streams: dict[Modality, StreamSpec] = {"text": words}
     streams |= {name: StreamSpec("features", part["width"]) for name, part in description["features"].items()}
-    return DataSpec(streams=streams, task=CORPORA[description["corpus"]].facts.task, explanations={"audio": words, "vision": words})
+    return DataSpec(
+        streams=streams, task=CORPORA[description["corpus"]].facts.task, explanations={"audio": words, "vision": words}
+    )
 
 
 def _corpus_of_widths(widths: Mapping[str, int]) -> str:

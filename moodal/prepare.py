@@ -57,14 +57,23 @@ def _verify(raw: RawCorpus) -> None:
     """Every split has clips; every stream has a row for each clip."""
     for split in SPLITS:
         if not len(raw.positions(split)):
-            raise DataError(f"{raw.facts.name}: the {split} split is empty; training needs clips in train, valid and test.")
+            raise DataError(
+                f"{raw.facts.name}: the {split} split is empty; training needs clips in train, valid and test."
+            )
     for name, stream in {**raw.streams, **raw.tokens}.items():
         if len(stream) != len(raw.clips):
-            raise DataError(f"{raw.facts.name}: {name} has {len(stream)} rows for {len(raw.clips)} clips; import it again.")
+            raise DataError(
+                f"{raw.facts.name}: {name} has {len(stream)} rows for {len(raw.clips)} clips; import it again."
+            )
 
 
 def prepare(
-    raw: RawCorpus, cfg: RunConfig, needs: Needs, *, stored: Mapping[str, Any] | None = None, progress: Progress | None = None,
+    raw: RawCorpus,
+    cfg: RunConfig,
+    needs: Needs,
+    *,
+    stored: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
     cache: Path | None = None,
 ) -> Prepared:
     """Make splits of what ``needs`` asks for.
@@ -103,13 +112,20 @@ def _explained(raw: RawCorpus, cfg: RunConfig, needs: Needs) -> RawCorpus:
 
 
 def _text_streams(
-    raw: RawCorpus, cfg: RunConfig, needs: Needs, cache: Path, progress: Progress | None, stored: Mapping[str, Any] | None
+    raw: RawCorpus,
+    cfg: RunConfig,
+    needs: Needs,
+    cache: Path,
+    progress: Progress | None,
+    stored: Mapping[str, Any] | None,
 ) -> tuple[Ragged | None, dict[Role, Ragged], dict[str, Any]]:
     """The text stream, the explanation streams, and what to remember of how they were made."""
     mode, encoder, limit = cfg.data.text.mode, cfg.data.text.encoder, cfg.data.text.max_tokens
     reads_text = "text" in needs.modalities
     texts = _texts(raw, needs) if reads_text else None
-    said: dict[Role, list[str]] = {role: [clip.explanations.get(role, "") for clip in raw.clips] for role in needs.explanations}
+    said: dict[Role, list[str]] = {
+        role: [clip.explanations.get(role, "") for clip in raw.clips] for role in needs.explanations
+    }
     said = {role: lines for role, lines in said.items() if any(lines)}
     if mode == "tokens":
         return _stored_tokens(raw, cfg, needs, stored)
@@ -124,7 +140,9 @@ def _text_streams(
     text: Ragged | None = None
     if reads_text and mode == "features":
         if "text" not in raw.streams:
-            raise DataError(f"{raw.facts.name} stores no text features; set data.text.mode to frozen or finetune, which encode its raw text.")
+            raise DataError(
+                f"{raw.facts.name} stores no text features; set data.text.mode to frozen or finetune, which encode its raw text."
+            )
         text = raw.streams["text"].truncated(limit)
         facts["features"] = asdict(raw.recipes["text"])
     elif texts is not None and any(texts):
@@ -161,7 +179,9 @@ def _stored_tokens(
     """
     limit = cfg.data.text.max_tokens
     if "text" not in raw.tokens:
-        raise DataError(f"{raw.facts.name} stores no token ids; set data.text.mode to finetune, which tokenises its raw text.")
+        raise DataError(
+            f"{raw.facts.name} stores no token ids; set data.text.mode to finetune, which tokenises its raw text."
+        )
     encoder = _encoder_facts(cfg.data.text.encoder) if stored is None else dict(stored["text"])
     facts = {**encoder, "mode": "tokens", "max_tokens": limit, "comment": False}
     vocabulary = int(facts["config"].get("vocab_size", 0))
@@ -171,17 +191,23 @@ def _stored_tokens(
             f"text was tokenised with ids up to {largest} and {cfg.data.text.encoder} knows {vocabulary}; "
             "set data.text.encoder to the encoder it was made for."
         )
-    roles: dict[Role, Ragged] = {role: raw.tokens[role].truncated(limit) for role in needs.explanations if role in raw.tokens}
+    roles: dict[Role, Ragged] = {
+        role: raw.tokens[role].truncated(limit) for role in needs.explanations if role in raw.tokens
+    }
     text = raw.tokens["text"].truncated(limit) if "text" in needs.modalities else None
     return text, roles, facts
 
 
-def _describe(raw: RawCorpus, cfg: RunConfig, modalities: Sequence[Modality], text: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(
+    raw: RawCorpus, cfg: RunConfig, modalities: Sequence[Modality], text: Mapping[str, Any]
+) -> dict[str, Any]:
     """The content of data.json: what a number measured on these data depends on."""
     features = {}
     for name in ("audio", "vision"):
         if name in modalities:
-            features[name] = asdict(raw.recipes[name]) | {"processing": asdict(cfg.data.audio if name == "audio" else cfg.data.vision)}
+            features[name] = asdict(raw.recipes[name]) | {
+                "processing": asdict(cfg.data.audio if name == "audio" else cfg.data.vision)
+            }
     by = {role: sorted({clip.explained_by[role] for clip in raw.clips if role in clip.explained_by}) for role in ROLES}
     return plain(
         {
@@ -201,14 +227,18 @@ def task_facts(task: Task) -> dict[str, Any]:
     return {"kind": "regression", "low": task.low, "high": task.high}
 
 
-def verify_same_recipe(stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raise ``DataError`` naming every difference between the features of a run and those given now."""
+def verify_same_recipe(stored: Mapping[str, Any], given: Mapping[str, Any], *, also: Sequence[str] = ()) -> None:
+    """Raise ``DataError`` naming every difference between the features of a run and those given now.
+
+    ``also``: further parts of the description that must agree, such as "source" (checksums) for a run to go on.
+    """
     differences: list[str] = []
-    for part in ("corpus", "task", "features", "text"):
+    for part in ("corpus", "task", "features", "text", *also):
         differences += _differences(part, stored.get(part), given.get(part))
     if differences:
         raise DataError(
-            "the run was made with other features: " + "; ".join(differences) + ". Give data of the run's own recipe, or train a new run."
+            f"the run was made with other data: {'; '.join(differences)}. "
+            "Give data of the run's own recipe, or train a new run."
         )
 
 
@@ -233,8 +263,11 @@ def _statistics(
 
 
 def _transforms(
-    raw: RawCorpus, streams: Mapping[Modality, Ragged], settings: Mapping[Modality, StreamData],
-    statistics: Mapping[Modality, np.ndarray], stored: Mapping[str, Any] | None,
+    raw: RawCorpus,
+    streams: Mapping[Modality, Ragged],
+    settings: Mapping[Modality, StreamData],
+    statistics: Mapping[Modality, np.ndarray],
+    stored: Mapping[str, Any] | None,
 ) -> dict[Modality, Transform]:
     """What is done to audio and vision: fitted on the training split, or as a run remembers it."""
     train, transforms = raw.positions("train"), {}
@@ -252,8 +285,12 @@ def _transforms(
 
 
 def _split(
-    raw: RawCorpus, name: str, streams: Mapping[Modality, Ragged], explanations: Mapping[Role, Ragged],
-    transforms: Mapping[Modality, Transform], statistics: Mapping[Modality, np.ndarray],
+    raw: RawCorpus,
+    name: str,
+    streams: Mapping[Modality, Ragged],
+    explanations: Mapping[Role, Ragged],
+    transforms: Mapping[Modality, Transform],
+    statistics: Mapping[Modality, np.ndarray],
 ) -> Split:
     where = raw.positions(name)
     clips = [raw.clips[i] for i in where]
@@ -276,8 +313,12 @@ def _target(clips: Sequence[Clip], task: Task) -> Target:
 
 
 def _spec(
-    raw: RawCorpus, cfg: RunConfig, streams: Mapping[Modality, Ragged], explanations: Mapping[Role, Ragged],
-    transforms: Mapping[Modality, Transform], text: Mapping[str, Any],
+    raw: RawCorpus,
+    cfg: RunConfig,
+    streams: Mapping[Modality, Ragged],
+    explanations: Mapping[Role, Ragged],
+    transforms: Mapping[Modality, Transform],
+    text: Mapping[str, Any],
 ) -> DataSpec:
     tokens = cfg.data.text.mode in ("finetune", "tokens")
 
@@ -312,5 +353,3 @@ def from_checkpoint(spec: DataSpec, description: Mapping[str, Any]) -> DataSpec:
         streams={name: built(stream) for name, stream in spec.streams.items()},
         explanations={role: built(stream) for role, stream in spec.explanations.items()},
     )
-
-

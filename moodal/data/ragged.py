@@ -24,7 +24,10 @@ class Ragged:
     def __post_init__(self) -> None:
         ends = self.offsets[-1] if len(self.offsets) else -1
         if ends != len(self.values) or self.offsets[0] != 0 or bool(np.any(np.diff(self.offsets) < 0)):
-            raise DataError(f"offsets end at {ends} and the array has {len(self.values)} steps; the file is damaged, import it again.")
+            raise DataError(
+                f"offsets end at {ends} and the array has {len(self.values)} steps; "
+                "the file is damaged, import it again."
+            )
 
     @classmethod
     def from_rows(cls, rows: Sequence[np.ndarray]) -> "Ragged":

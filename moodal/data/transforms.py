@@ -1,4 +1,7 @@
-"""What happens to a stream after it is read: pooling once, standardisation on each batch. Fitted on training data only."""
+"""What happens to a stream after it is read: pooling once, standardisation on each batch.
+
+Fitted on training data only.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,9 @@ class Transform:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Transform":
-        steps, clip = (None if state[name] is None else Standardise.from_state(state[name]) for name in ("steps", "clip"))
+        steps, clip = (
+            None if state[name] is None else Standardise.from_state(state[name]) for name in ("steps", "clip")
+        )
         return cls(state["width"], steps, clip)
 
 
@@ -84,7 +89,7 @@ def fit(stream: Ragged, cfg: StreamData, statistics: np.ndarray | None) -> Trans
     """The transform of a training stream (all its rows) and its clip statistics ((n, K), NaN rows where missing)."""
     steps = Standardise.fit(stream.values) if cfg.normalise == "train" and len(stream.values) else None
     clip = None
-    if statistics is not None:
+    if statistics is not None and bool((stream.lengths > 0).any()):
         clip = Standardise.fit(statistics[stream.lengths > 0])
     return Transform(stream.width, steps, clip)
 
