@@ -32,7 +32,7 @@ from moodal.metrics import protocol_named, score
 from moodal.prepare import Prepared, Progress, from_checkpoint, prepare, read_corpus, verify_same_recipe
 from moodal.train.baseline import baseline_scores
 from moodal.train.evaluate import Predictions, evaluate
-from moodal.train.fit import Fit, Selection, Silent, Watcher, initial_seed
+from moodal.train.fit import LAST, Fit, Selection, Silent, Watcher, initial_seed
 from moodal.train.runs import RunFolder
 
 log = logging.getLogger(__name__)
@@ -231,10 +231,13 @@ def select(cfg: RunConfig, data: Prepared, stage: str = "") -> Selection:
     protocol = protocol_named(data.facts.protocol)
     own = cfg.train.stages.get(stage, StageConfig()).select
     metric = own or cfg.train.select or protocol.selection
+    if metric == LAST:
+        return Selection(protocol.selection, LAST, lambda table: score_table(protocol.name, table))
     if metric not in protocol.keys:
         place = f"train.stages.{stage}.select" if own else "train.select"
         raise MoodalError(
-            f"{place} is '{metric}', which the protocol {protocol.name} does not have; it has {', '.join(protocol.keys)}{did_you_mean(metric, protocol.keys)}"
+            f"{place} is '{metric}', which the protocol {protocol.name} does not have; "
+            f"it has {', '.join(protocol.keys)}, or {LAST}{did_you_mean(metric, protocol.keys)}"
         )
     return Selection(metric, protocol.better[metric], lambda table: score_table(protocol.name, table))
 

@@ -42,7 +42,7 @@ from moodal.methods import METHODS
 from moodal.metrics.bootstrap import summarise
 from moodal.prepare import Prepared, task_facts
 from moodal.train.evaluate import evaluate
-from moodal.train.fit import Watcher
+from moodal.train.fit import LAST, Watcher
 from moodal.train.optim import verify_names
 from moodal.train.runs import RunFolder
 
@@ -75,7 +75,8 @@ class SeedResults:
         lines = []
         for seed, run in self.runs.items():
             chosen = run.scores["selection"]
-            how = f"weights of epoch {chosen['epoch']}, chosen on valid {chosen['metric']}"
+            why = "the last" if chosen["better"] == LAST else f"chosen on valid {chosen['metric']}"
+            how = f"weights of epoch {chosen['epoch']}, {why}"
             lines.append(f"seed {seed:<4} test  {_line(summary['test']['seeds'][str(seed)])}  ({how})")
         if len(self.runs) > 1:
             lines.append(f"mean      test  {_line(summary['test']['mean'])}")

@@ -20,7 +20,7 @@ from moodal.data import CORPORA
 from moodal.data.corpus import SPLITS, Clip, CorpusFacts, RawCorpus
 from moodal.data.ragged import Ragged
 from moodal.data.split import Split
-from moodal.data.transforms import Transform, clip_statistics, fit, pooled, verify_width
+from moodal.data.transforms import Transform, clip_statistics, fit, pooled, rooted, verify_width
 
 #: Between the transcript and the overall comment (text.md: "text residual").
 JOIN = " | "
@@ -89,7 +89,8 @@ def prepare(
     settings: dict[Modality, StreamData] = {"audio": cfg.data.audio, "vision": cfg.data.vision}
     for name, setting in settings.items():
         if name in needs.modalities and name in raw.streams:
-            raw_streams[name] = pooled(raw.streams[name], setting.pool).truncated(setting.limit)
+            stream = rooted(raw.streams[name]) if setting.root else raw.streams[name]
+            raw_streams[name] = pooled(stream, setting.pool).truncated(setting.limit)
     described = _describe(raw, cfg, tuple(raw_streams), text_facts)
     if stored is not None:
         verify_same_recipe(stored, described)
@@ -254,12 +255,20 @@ def _differences(path: str, ours: Any, theirs: Any) -> list[str]:
 def _statistics(
     raw: RawCorpus, streams: Mapping[Modality, Ragged], settings: Mapping[Modality, StreamData]
 ) -> dict[Modality, np.ndarray]:
-    """Clip statistics (N, K) of the streams that want them, from the steps before pooling."""
-    return {
-        name: clip_statistics(raw.streams[name], raw.recipes[name].channels)
-        for name, setting in settings.items()
-        if name in streams and setting.statistics
-    }
+    """Clip statistics (N, K) of the streams that want them, from the steps before pooling.
+
+    Those of the voice include what the explainer measures of it (pitch, its movement, pauses, ...), 0 where it cannot.
+    """
+    found: dict[Modality, np.ndarray] = {}
+    for name, setting in settings.items():
+        if name in streams and setting.statistics:
+            found[name] = clip_statistics(raw.streams[name], raw.recipes[name].channels)
+    if "audio" in found:
+        from moodal.explain.voice import measure
+
+        measured = [np.nan_to_num(values).astype(np.float32) for values in measure(raw).values()]
+        found["audio"] = np.column_stack([found["audio"], *measured])
+    return found
 
 
 def _transforms(

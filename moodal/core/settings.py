@@ -30,12 +30,14 @@ class TextData:
 class StreamData:
     """How audio or vision enter: averaged over ``pool`` steps, cut to ``limit`` steps, standardised.
 
-    ``normalise``: "train" by mean and deviation of the training split, "none" as stored. ``statistics``: append to each
-    step what sums up its whole clip (mean, deviation, change and quantiles of each channel, length), standardised.
+    ``root``: take the signed square root first, for skewed intensities. ``normalise``: "train" by mean and deviation of
+    the training split, "none" as stored. ``statistics``: append to each step what sums up its whole clip (mean,
+    deviation, change and quantiles of each channel, length; of a voice also pitch, pauses, ...), standardised.
     """
 
     limit: int | None = None
     pool: int = 1
+    root: bool = False
     normalise: Literal["none", "train"] = "train"
     statistics: bool = False
 
@@ -97,7 +99,7 @@ class TrainConfig:
     clip: float | None = 1.0  # largest gradient norm of an optimiser; null: no clipping
     average: float | None = None  # decay per step of averaged weights used for evaluation; null: none
     patience: int | None = None  # stop after so many epochs without a better validation score; null: never
-    select: str | None = None  # validation metric that chooses the epoch; null: the protocol's own
+    select: str | None = None  # validation metric that chooses the epoch, or "last"; null: the protocol's
     bucket: int = 1  # batches of similar length within windows of this many batches; 1: off
     eval_batch: int = 256
     save_every: int | None = None  # also save every so many steps, for long epochs
@@ -129,17 +131,20 @@ class TrainConfig:
 class AugmentConfig:
     """Changes to training batches only, drawn anew each step; all off by default.
 
-    ``noise``: deviation of Gaussian noise added to audio and vision features (they are standardised); ``time_mask``:
+    ``noise``: deviation of Gaussian noise added to audio and vision features (they are standardised), drawn for each
+    step; ``offset``: the same drawn once for a clip, as if another person spoke; ``time_mask``:
     share of audio and vision steps hidden in one block; ``drop_modality``: chance that audio or vision of a row is
     hidden whole (never both).
     """
 
     noise: float = 0.0
+    offset: float = 0.0
     time_mask: float = 0.0
     drop_modality: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self.noise >= 0, f"noise is {self.noise}; it cannot be negative.")
+        for name in ("noise", "offset"):
+            check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it cannot be negative.")
         for name in ("time_mask", "drop_modality"):
             check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it is a share from 0 up to 1.")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moodal.core.errors import MoodalError, check, did_you_mean
-from moodal.core.spec import DataSpec, Regression, StreamSpec
+from moodal.core.spec import DataSpec, Modality, Regression, StreamSpec
 from moodal.methods.text import TEXT, TextConfig
 
 State = dict[str, Tensor]
@@ -77,11 +77,15 @@ def read_state(path: Path) -> State:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds, depending on what is wrong with the file
         raise MoodalError(
-            f"{path.name} is not a checkpoint that can be read without running code in it ({type(error).__name__}); save its state dict as .safetensors."
+            f"{path.name} is not a checkpoint that can be read without running code in it "
+            f"({type(error).__name__}); save its state dict as .safetensors."
         ) from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     fits = isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())
-    check(fits, f"{path.name} holds no state dict; a mapping of names to tensors was expected, by itself or as 'state_dict'.")
+    check(
+        fits,
+        f"{path.name} holds no state dict; a mapping of names to tensors was expected, by itself or as 'state_dict'.",
+    )
     return dict(content)
 
 
@@ -98,7 +102,10 @@ def load_pieces(pieces: Sequence[Piece], state: Mapping[str, Tensor], like: Mapp
         )
         place.copy_(value)
         filled.add(piece.ours)
-    check(filled == set(ours), f"Nothing in the checkpoint fills {sorted(set(ours) - filled)[:1]}; this is a fault of the name map.")
+    check(
+        filled == set(ours),
+        f"Nothing in the checkpoint fills {sorted(set(ours) - filled)[:1]}; this is a fault of the name map.",
+    )
     return ours
 
 
@@ -108,13 +115,19 @@ def _check_names(known: set[str], state: Mapping[str, Tensor]) -> None:
         hint = did_you_mean(missing[0], unknown)
         raise MoodalError(f"The checkpoint has no parameter '{missing[0]}'{hint}; is it of another method or version?")
     if unknown:
-        raise MoodalError(f"The checkpoint's parameter '{unknown[0]}' is not known; is it of another method or version?")
+        raise MoodalError(
+            f"The checkpoint's parameter '{unknown[0]}' is not known; is it of another method or version?"
+        )
 
 
 def text_spec(widths: Mapping[str, int]) -> DataSpec:
     """The data spec of an official TEXT model, text and explanations given as hidden states."""
     text = StreamSpec("features", widths["text"])
-    streams = {"text": text, "audio": StreamSpec("features", widths["audio"]), "vision": StreamSpec("features", widths["vision"])}
+    streams: dict[Modality, StreamSpec] = {
+        "text": text,
+        "audio": StreamSpec("features", widths["audio"]),
+        "vision": StreamSpec("features", widths["vision"]),
+    }
     return DataSpec(streams=streams, task=Regression(-3.0, 3.0), explanations={"audio": text, "vision": text})
 
 
@@ -273,7 +286,10 @@ def _turned(place: int) -> Callable[[Tensor], Tensor]:
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size:
-    check(name in state, f"The checkpoint has no parameter '{name}', so it is not of TEXT; official TEXT checkpoints hold it.")
+    check(
+        name in state,
+        f"The checkpoint has no parameter '{name}', so it is not of TEXT; official TEXT checkpoints hold it.",
+    )
     return state[name].shape
 
 

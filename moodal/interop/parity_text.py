@@ -62,7 +62,11 @@ def _loss(case: Case, outputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
 def _loss_check(case: Case, name: str, loss: Tensor) -> Quantity:
     allowed = case.facts["tolerance"]
     return compare_number(
-        f"loss.{name}", float(loss.detach()), case.facts["losses"][name], absolute=allowed["loss"], relative=allowed["loss_relative"]
+        f"loss.{name}",
+        float(loss.detach()),
+        case.facts["losses"][name],
+        absolute=allowed["loss"],
+        relative=allowed["loss_relative"],
     )
 
 
@@ -85,7 +89,8 @@ def _gradients(case: Case, run: Run, inputs: Mapping[str, Tensor]) -> list[Quant
     stored, given = case.facts["grad_norm"], case.facts.get("grad_norm_inputs") or {}
     found = [compare_number(f"gradient.{n}", norms[n], stored[n] or 0.0, **limits) for n in stored]
     return found + [
-        compare_number(f"gradient.input.{n}", float(_gradient(inputs[n]).norm()), given[n] or 0.0, **limits) for n in given
+        compare_number(f"gradient.input.{n}", float(_gradient(inputs[n]).norm()), given[n] or 0.0, **limits)
+        for n in given
     ]
 
 
@@ -163,7 +168,7 @@ def _temporal(case: Case) -> Run:
 class _Mixture(nn.Module):
     """A router and its experts alone."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.router = Router(config["width"], experts=config["experts"], top_k=config["top_k"])
         self.experts = Experts(config["width"], hidden=config["hidden"], experts=config["experts"])
@@ -202,7 +207,7 @@ def _moe_transformer(case: Case) -> Run:
 class _Gate(nn.Module):
     """Gate fusion and the head behind it."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.fusion = GatedFusion(width, 3)
         self.head = Head(width, Regression(-1.0, 1.0))

@@ -1,8 +1,8 @@
 """Multi-head attention with a LayerNorm of its own before each of query, key and value.
 
 Shapes: N rows, T target steps, S source steps, D width, H heads of width d. The three norms of a self-attention see
-the same input: it is standardised once, and their scales and shifts are folded into the projection, so that query,
-key and value are one matrix product. Source: Rao et al., AAAI 2026, figure 3 (pre-norm attention).
+the same input: it is standardised once, and their scales and shifts are folded into the projections, so that query,
+key and value come from one input without three norms of it. Source: Rao et al., AAAI 2026, figure 3 (pre-norm attention).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def standardise(values: Tensor) -> Tensor:
 class Attention(nn.Module):
     """out(softmax(q k^T / sqrt(d)) v) with q, k, v = W LN(x), no biases in the three maps, one in the output map."""
 
-    def __init__(self, width: int, *, heads: int, head_width: int, dropout: float = 0.0):
+    def __init__(self, width: int, *, heads: int, head_width: int, dropout: float = 0.0) -> None:
         super().__init__()
         inner = heads * head_width
         self.heads, self.head_width = heads, head_width
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         """(N, T, D) attends to ``source`` (N, S, D), or to itself. ``mask``: (N, S), one real step per row at least."""
         query, key, value = (part.transpose(1, 2) for part in self._project(target, source))
         hidden = None if mask is None else additive(mask, query.dtype).unsqueeze(1)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=hidden, scale=1.0)
+        mixed = _scaled(query, key, value, hidden)
         return self._leave(mixed.transpose(1, 2).flatten(2))
 
     def at(self, sequence: Tensor, places: Sequence[int], *, mask: Tensor | None = None) -> Tensor:
@@ -60,7 +60,8 @@ class Attention(nn.Module):
         (W_q a)·(W_k b) = (W_k^T W_q a)·b. With few queries this is cheaper by about head_width / len(places).
         """
         steps = standardise(sequence)
-        weight, bias = self._folded()
+        factors, bias = self._factors()
+        weight = self.weight * factors.unsqueeze(1)
         chosen = torch.stack([steps[:, place] for place in places], dim=1)
         rows, count, width = chosen.shape
         by_head = weight.view(3, self.heads, self.head_width, width)
@@ -74,14 +75,13 @@ class Attention(nn.Module):
         value = torch.bmm(mean, by_head[2].transpose(1, 2))
         return self._leave(value.transpose(0, 1).reshape(rows, count, -1))
 
-    def _folded(self) -> tuple[Tensor, Tensor]:
-        """(3, H d, D) maps acting on the standardised input, W (s * x + b) = (W s) x + W b, and W b of the query.
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """(3, D) factors of the standardised input per map, and the query's bias (H d): W (s * x + b) = W (s * x) + W b.
 
-        The query's map carries the scale 1 / sqrt(d). The key's W b adds the same to all scores of a query, which the
-        softmax does not see; the value's passes through the weighted mean unchanged and is added in ``_leave``.
+        The query's carry the scale 1 / sqrt(d). The key's W b adds the same to all scores of a query, which the softmax
+        does not see; the value's passes through the weighted mean unchanged and is added in ``_leave``.
         """
-        weight = self.weight * (self.scale * self.unit).unsqueeze(1)
-        return weight, self.weight[0] @ (self.shift[0] * self.unit[0])
+        return self.scale * self.unit, self.weight[0] @ (self.shift[0] * self.unit[0])
 
     def _leave(self, mixed: Tensor) -> Tensor:
         """The output map of (N, T, H d), with the value's shift in its bias."""
@@ -90,31 +90,45 @@ class Attention(nn.Module):
 
     def _project(self, target: Tensor, source: Tensor | None) -> list[Tensor]:
         """Query, key and value (N, T, H, d)."""
-        weight, bias = self._folded()
+        factors, bias = self._factors()
         if source is None:
-            return self._maps(standardise(target), weight, bias)
-        query = self._maps(standardise(target), weight[:1], bias)
-        return query + self._maps(standardise(source), weight[1:], None)
+            return self._maps(standardise(target), self.weight, factors, bias)
+        query = self._maps(standardise(target), self.weight[:1], factors[:1], bias)
+        return query + self._maps(standardise(source), self.weight[1:], factors[1:], None)
 
-    def _maps(self, steps: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+    def _maps(self, steps: Tensor, weight: Tensor, factors: Tensor, bias: Tensor | None) -> list[Tensor]:
         """(N, T, D) through (M, H d, D) maps, ``bias`` (H d) being that of the first: M parts (N, T, H, d).
 
         One product for all maps; on a CPU one each, where it is faster: a result three times as large is new memory in
-        every step, and its gradient would have to be put together from three parts.
+        every step, and its gradient would have to be put together from three parts. The factors go into the weights,
+        or into the steps where those are fewer.
         """
         count, inner, _ = weight.shape
         shape = (*steps.shape[:2], self.heads, self.head_width)
-        if steps.device.type == "cpu":
-            biases = [bias, *[None] * (count - 1)]
-            return [F.linear(steps, own, shift).view(shape) for own, shift in zip(weight.unbind(0), biases)]
-        whole = None if bias is None else F.pad(bias, (0, (count - 1) * inner))
-        return [part.view(shape) for part in F.linear(steps, weight.flatten(0, 1), whole).chunk(count, dim=-1)]
+        if steps.device.type != "cpu":
+            whole = None if bias is None else F.pad(bias, (0, (count - 1) * inner))
+            mapped = F.linear(steps, (weight * factors.unsqueeze(1)).flatten(0, 1), whole)
+            return [part.view(shape) for part in mapped.chunk(count, dim=-1)]
+        biases = [bias, *[None] * (count - 1)]
+        maps = zip(weight.unbind(0), factors.unbind(0), biases)
+        if steps.shape[0] * steps.shape[1] < inner:
+            return [F.linear(steps * factor, own, shift).view(shape) for own, factor, shift in maps]
+        return [F.linear(steps, own * factor, shift).view(shape) for own, factor, shift in maps]
+
+
+def _scaled(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
+    """PyTorch's fused attention; on a CPU always in float32, where its 16-bit backward pass is several times slower."""
+    if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=hidden, scale=1.0)
+    with torch.autocast("cpu", enabled=False):
+        wide = None if hidden is None else hidden.float()
+        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=wide, scale=1.0)
 
 
 class FeedForward(nn.Module):
     """W2 GELU(W1 LN(x) + b1) + b2."""
 
-    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0):
+    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=EPSILON)
         self.first = nn.Linear(width, hidden)

@@ -29,7 +29,7 @@ class Routing(NamedTuple):
 class Router(nn.Module):
     """Linear logits with learnt noise in training, the ``top_k`` largest kept, softmax over those."""
 
-    def __init__(self, width: int, *, experts: int, top_k: int, noise: bool = True):
+    def __init__(self, width: int, *, experts: int, top_k: int, noise: bool = True) -> None:
         super().__init__()
         self.top_k, self.noisy = top_k, noise
         self.logits = nn.Linear(width, experts)
@@ -43,7 +43,7 @@ class Router(nn.Module):
             scores = logits + torch.randn_like(logits) * F.softplus(self.noise(condition))
         best, experts = scores.topk(self.top_k, dim=-1)
         weights = best.softmax(dim=-1)
-        gates = torch.zeros_like(weights).new_zeros(logits.shape).scatter(-1, experts, weights)
+        gates = weights.new_zeros(logits.shape).scatter(-1, experts, weights)
         kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, experts, True)
         if capacity is not None:
             kept = kept & (kept.cumsum(dim=0) <= self._places(len(logits), capacity))
@@ -58,7 +58,7 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """E feed-forwards D -> F -> D; each row goes through its k chosen ones, outputs summed with the gate weights."""
 
-    def __init__(self, width: int, *, hidden: int, experts: int, dropout: float = 0.0):
+    def __init__(self, width: int, *, hidden: int, experts: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.first = nn.Parameter(torch.empty(experts, hidden, width))
         self.first_bias = nn.Parameter(torch.empty(experts, hidden))
@@ -74,19 +74,26 @@ class Experts(nn.Module):
             uniform_(tensor.data, fan_in)
 
     def forward(self, values: Tensor, routing: Routing) -> Tensor:
-        """(N, T, D) -> (N, T, D). The k chosen experts of a row are one feed-forward of hidden width k F."""
-        chosen, weights = routing.experts, routing.weights
-        first, second = self.first[chosen].flatten(1, 2), self.second[chosen].flatten(1, 2)  # (N, k F, D)
-        bias = self.first_bias[chosen].flatten(1, 2).unsqueeze(1)
-        hidden = self.dropout(F.gelu(torch.baddbmm(bias, values, first.transpose(1, 2))))
-        share = weights.repeat_interleave(self.first.shape[1], dim=1).unsqueeze(1)  # (N, 1, k F)
-        shift = torch.bmm(weights.unsqueeze(1), self.second_bias[chosen])  # (N, 1, D)
-        return self.dropout(torch.baddbmm(shift, hidden * share, second))
+        """(N, T, D) -> (N, T, D). The k chosen experts of a row are one feed-forward of hidden width k F.
+
+        Weights are chosen by a product with one-hot rows, which also puts the gate into the second map: its backward
+        pass is a product too, always in the same order, where an indexed sum is slower and on a GPU not repeatable.
+        """
+        count, _, width = self.first.shape
+        choice = torch.zeros(*routing.experts.shape, count, dtype=values.dtype, device=values.device)
+        choice = choice.scatter(-1, routing.experts.unsqueeze(-1), 1.0)  # (N, k, E)
+        share = choice * routing.weights.unsqueeze(-1)
+        first = (choice.flatten(0, 1) @ self.first.flatten(1)).view(len(values), -1, width)  # (N, k F, D)
+        second = (share.flatten(0, 1) @ self.second.flatten(1)).view(len(values), -1, width)
+        bias = (choice @ self.first_bias).flatten(1).unsqueeze(1)  # (N, 1, k F)
+        shift = (share.sum(dim=1) @ self.second_bias).unsqueeze(1)  # (N, 1, D)
+        inside = self.dropout(F.gelu(torch.baddbmm(bias, values, first.transpose(1, 2))))
+        return self.dropout(torch.baddbmm(shift, inside, second))
 
 
 def balance_loss(routing: Routing) -> Tensor:
     """E * sum over experts of (share of choices) * (mean probability): 1 when the load is even. Differentiable."""
-    rows, experts = routing.logits.shape
+    experts = routing.logits.shape[1]
     chosen = F.one_hot(routing.experts, experts).sum(dim=1).to(routing.logits.dtype)
     share = chosen.mean(dim=0) / routing.experts.shape[1]
     return experts * (share * routing.logits.softmax(dim=-1).mean(dim=0)).sum()

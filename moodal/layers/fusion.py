@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 class GatedFusion(nn.Module):
     """Softmax weights from all ``inputs`` vectors together, then their weighted sum. Rao et al., AAAI 2026, section 3."""
 
-    def __init__(self, width: int, inputs: int):
+    def __init__(self, width: int, inputs: int) -> None:
         super().__init__()
         self.gate = nn.Linear(inputs * width, inputs)
 
@@ -28,8 +26,3 @@ class MeanFusion(nn.Module):
         """(N, M, D) -> (N, D), (N, M)."""
         count = vectors.shape[1]
         return vectors.mean(dim=1), vectors.new_full((len(vectors), count), 1 / count)
-
-
-def stack(vectors: Sequence[Tensor]) -> Tensor:
-    """M vectors (N, D) -> (N, M, D)."""
-    return torch.stack(list(vectors), dim=1)

@@ -11,7 +11,7 @@ from moodal.core.spec import Classification, Task
 class Head(nn.Module):
     """Linear D -> D/2, GELU, dropout, linear to the task's outputs."""
 
-    def __init__(self, width: int, task: Task, *, dropout: float = 0.0):
+    def __init__(self, width: int, task: Task, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.single = not isinstance(task, Classification)
         self.first = nn.Linear(width, width // 2)

@@ -86,5 +86,6 @@ def check_steps(name: str, steps: int, limit: int, setting: str) -> None:
     """Raise ``MoodalError`` if a sequence of ``steps`` steps exceeds the ``limit`` given by ``setting``."""
     if steps > limit:
         raise MoodalError(
-            f"{name} has {steps} steps and {setting} allows {limit}; raise {setting}, or shorten it (data.text.max_tokens, data.audio.limit, data.vision.limit)."
+            f"{name} has {steps} steps and {setting} allows {limit}; raise {setting}, or shorten it "
+            "(data.text.max_tokens, data.audio.limit, data.vision.limit)."
         )

@@ -32,7 +32,7 @@ class RoutedLayer(nn.Module):
         top_k: int,
         noise: bool = True,
         dropout: float = 0.0,
-    ):
+    ) -> None:
         super().__init__()
         self.attention = Attention(width, heads=heads, head_width=head_width, dropout=dropout)
         self.norm = nn.LayerNorm(width, eps=EPSILON)
@@ -48,7 +48,7 @@ class RoutedLayer(nn.Module):
 class PlainLayer(nn.Module):
     """The same layer with one feed-forward for all rows: the "mixture -> transformer" ablation."""
 
-    def __init__(self, width: int, *, heads: int, head_width: int, hidden: int, dropout: float = 0.0):
+    def __init__(self, width: int, *, heads: int, head_width: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.attention = Attention(width, heads=heads, head_width=head_width, dropout=dropout)
         self.feed_forward = FeedForward(width, hidden, dropout=dropout)
@@ -61,7 +61,9 @@ class PlainLayer(nn.Module):
 class MixtureTransformer(nn.Module):
     """``layers`` (RoutedLayer or PlainLayer) over up to ``segments`` segments of up to ``steps`` steps each."""
 
-    def __init__(self, layers: Many[RoutedLayer | PlainLayer], *, width: int, segments: int, steps: int, dropout: float = 0.0):
+    def __init__(
+        self, layers: Many[RoutedLayer | PlainLayer], *, width: int, segments: int, steps: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.positions = nn.Parameter(torch.randn(segments, steps, width))
         self.layers = nn.ModuleList(layers)
@@ -79,6 +81,7 @@ class MixtureTransformer(nn.Module):
         starts = [0, *accumulate(part.shape[1] for part, _ in parts)][:-1]
         decisions = []
         for number, layer in enumerate(self.layers):
+            assert isinstance(layer, RoutedLayer | PlainLayer)
             if summaries and number == len(self.layers) - 1:
                 x = torch.stack([x[:, start] for start in starts], dim=1) + layer.attention.at(x, starts, mask=mask)
             else:

@@ -25,7 +25,7 @@ def common_length(first: Sequence, second: Sequence) -> tuple[Sequence, Sequence
 class CausalConvolution(nn.Module):
     """Depth-wise convolution along time with left padding only: step t sees steps t - K + 1 to t."""
 
-    def __init__(self, channels: int, kernel: int):
+    def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
         inside = nn.Conv1d(channels, channels, kernel, groups=channels)
         self.weight, self.bias = inside.weight, inside.bias  # (I, 1, K), (I,): nn.Conv1d's own start
@@ -40,7 +40,7 @@ class CausalConvolution(nn.Module):
 class _GatedStream(nn.Module):
     """One side of the gated alignment: norm, split into content and gate, convolution; later the way back."""
 
-    def __init__(self, width: int, inner: int, kernel: int):
+    def __init__(self, width: int, inner: int, kernel: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=EPSILON)
         self.enter = nn.Linear(width, 2 * inner, bias=False)
@@ -56,7 +56,7 @@ class _GatedStream(nn.Module):
 class GatedAlignment(nn.Module):
     """x_a = leave(conv(content_a) * gate_v) + x_a, and the same with a and v exchanged."""
 
-    def __init__(self, width: int, *, inner: int, kernel: int):
+    def __init__(self, width: int, *, inner: int, kernel: int) -> None:
         super().__init__()
         self.audio = _GatedStream(width, inner, kernel)
         self.vision = _GatedStream(width, inner, kernel)
@@ -81,7 +81,7 @@ class NoAlignment(nn.Module):
 class AttentionAlignment(nn.Module):
     """The "temporal cross-attention" ablation: each sequence attends to the other, then a feed-forward."""
 
-    def __init__(self, width: int, *, heads: int, head_width: int, feed_forward: int, dropout: float = 0.0):
+    def __init__(self, width: int, *, heads: int, head_width: int, feed_forward: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.audio = Layer(width, heads=heads, head_width=head_width, feed_forward=feed_forward, dropout=dropout)
         self.vision = Layer(width, heads=heads, head_width=head_width, feed_forward=feed_forward, dropout=dropout)
@@ -96,7 +96,7 @@ class AttentionAlignment(nn.Module):
 class MambaAlignment(nn.Module):
     """The "Mamba" ablation: a selective state-space block on each sequence."""
 
-    def __init__(self, width: int, *, inner: int, kernel: int):
+    def __init__(self, width: int, *, inner: int, kernel: int) -> None:
         super().__init__()
         self.audio = Mamba(width, inner=inner, kernel=kernel)
         self.vision = Mamba(width, inner=inner, kernel=kernel)
@@ -112,7 +112,7 @@ class Mamba(nn.Module):
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t and y_t = C_t h_t + skip * x_t per channel, with dt, B and C read from x.
     """
 
-    def __init__(self, width: int, *, inner: int, kernel: int, state: int = 16):
+    def __init__(self, width: int, *, inner: int, kernel: int, state: int = 16) -> None:
         super().__init__()
         self.state, self.rank = state, max(width // 16, 1)
         self.norm = nn.RMSNorm(width, eps=EPSILON)

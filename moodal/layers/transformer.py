@@ -19,7 +19,7 @@ Sequence = tuple[Tensor, Tensor | None]
 class Layer(nn.Module):
     """x += Attention(x, source); x += FeedForward(x)."""
 
-    def __init__(self, width: int, *, heads: int, head_width: int, feed_forward: int, dropout: float = 0.0):
+    def __init__(self, width: int, *, heads: int, head_width: int, feed_forward: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.attention = Attention(width, heads=heads, head_width=head_width, dropout=dropout)
         self.feed_forward = FeedForward(width, feed_forward, dropout=dropout)
@@ -34,14 +34,23 @@ class SequenceEncoder(nn.Module):
     """A summary token in front of (N, T, D), learnt positions, ``layers`` layers; T up to ``steps``. No final norm."""
 
     def __init__(
-        self, width: int, *, steps: int, heads: int, head_width: int, feed_forward: int, layers: int = 1, dropout: float = 0.0
-    ):
+        self,
+        width: int,
+        *,
+        steps: int,
+        heads: int,
+        head_width: int,
+        feed_forward: int,
+        layers: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.summary = nn.Parameter(torch.zeros(1, width))
         self.positions = nn.Parameter(torch.randn(steps + 1, width))
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            Layer(width, heads=heads, head_width=head_width, feed_forward=feed_forward, dropout=dropout) for _ in range(layers)
+            Layer(width, heads=heads, head_width=head_width, feed_forward=feed_forward, dropout=dropout)
+            for _ in range(layers)
         )
 
     def forward(self, values: Tensor, mask: Tensor | None) -> Sequence:
@@ -69,13 +78,14 @@ class CrossAlignment(nn.Module):
         feed_forward: int,
         layers: int = 1,
         dropout: float = 0.0,
-    ):
+    ) -> None:
         super().__init__()
         self.source_positions = nn.Parameter(torch.randn(source_steps, width))
         self.target_positions = nn.Parameter(torch.randn(target_steps, width))
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            Layer(width, heads=heads, head_width=head_width, feed_forward=feed_forward, dropout=dropout) for _ in range(layers)
+            Layer(width, heads=heads, head_width=head_width, feed_forward=feed_forward, dropout=dropout)
+            for _ in range(layers)
         )
 
     def forward(self, target: Sequence, source: Sequence) -> Sequence:
@@ -90,7 +100,7 @@ class CrossAlignment(nn.Module):
 class LinearAlignment(nn.Module):
     """One linear map of target and source side by side, step by step; a step is real where either is."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.join = nn.Linear(2 * width, width)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from moodal.core.spec import Classification, Task
 
 RegressionLoss = Literal["mse", "l1", "huber"]
 
-_REGRESSION = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+_REGRESSION: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
 
 def task_loss(
@@ -29,7 +30,9 @@ def task_loss(
         losses = _cross_entropy(prediction, target, label_smoothing)
     else:
         _check(prediction.dim() == 1, prediction, target, "(N,)")
-        value = target.value.where(target.valid, prediction.detach())  # an unlabelled row may hold anything, NaN included
+        value = target.value.where(
+            target.valid, prediction.detach()
+        )  # an unlabelled row may hold anything, NaN included
         losses = _REGRESSION[kind](prediction, value.to(prediction.dtype), reduction="none")
     return (losses * target.valid).sum() / rows.clamp(min=1), rows
 
@@ -43,5 +46,6 @@ def _cross_entropy(logits: Tensor, target: Target, label_smoothing: float) -> Te
 def _check(fits: bool, prediction: Tensor, target: Target, wanted: str) -> None:
     if not fits or len(prediction) != len(target.value):
         raise MoodalError(
-            f"The prediction has shape {tuple(prediction.shape)} and the labels {tuple(target.value.shape)}; {wanted} and (N,) were expected."
+            f"The prediction has shape {tuple(prediction.shape)} and the labels {tuple(target.value.shape)}; "
+            f"{wanted} and (N,) were expected."
         )

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Stream
-from moodal.core.errors import check
+from moodal.core.errors import MoodalError, check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import MODALITIES, DataSpec, Modality, Needs, Role, StreamSpec
 from moodal.layers.experts import Routing, balance_loss, router_z_loss
@@ -79,10 +79,21 @@ class TextConfig(MethodConfig):
     reference: bool = False  # no masks after the text encoder, streams padded to max_steps: the published computation
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "heads", "head_width", "feed_forward", "layers", "temporal_inner", "kernel", "expert_hidden"):
+        for name in (
+            "max_steps",
+            "heads",
+            "head_width",
+            "feed_forward",
+            "layers",
+            "temporal_inner",
+            "kernel",
+            "expert_hidden",
+        ):
             check(self.__dict__[name] >= 1, f"{name} is {self.__dict__[name]}; it must be 1 or more.")
         check(self.width >= 2, f"width is {self.width}; it must be 2 or more.")
-        check(1 <= self.top_k <= self.experts, f"top_k is {self.top_k}; it lies between 1 and experts ({self.experts}).")
+        check(
+            1 <= self.top_k <= self.experts, f"top_k is {self.top_k}; it lies between 1 and experts ({self.experts})."
+        )
         check(self.capacity is None or self.capacity > 0, f"capacity is {self.capacity}; it must be positive, or null.")
         for name in ("dropout", "head_dropout", "label_smoothing"):
             check(0 <= self.__dict__[name] < 1, f"{name} is {self.__dict__[name]}; it lies from 0 up to 1.")
@@ -126,14 +137,21 @@ class TEXT(Method):
         "without gate fusion": {"model.fusion": "mean"},
     }
 
-    def __init__(self, cfg: TextConfig, spec: DataSpec):
+    def __init__(self, cfg: TextConfig, spec: DataSpec, *, encoder: nn.Module | None = None) -> None:
+        # `encoder`: a text encoder already built (its weights come with a checkpoint); otherwise the one `spec` names.
         super().__init__(cfg, spec)
         inputs = _inputs(cfg, spec)
-        check(bool(inputs), f"None of {', '.join(cfg.modalities)} is in this corpus, which has {', '.join(spec.modalities)}.")
+        check(
+            bool(inputs),
+            f"None of {', '.join(cfg.modalities)} is in this corpus, which has {', '.join(spec.modalities)}.",
+        )
         self.kinds = {name: stream.kind for name, stream in inputs.items()}
-        self.encoder = _text_encoder(inputs)
+        self.widths = {name: stream.width for name, stream in inputs.items()}
+        self.encoder = _text_encoder(inputs) if encoder is None else encoder
         self.projections = nn.ModuleDict({name: nn.Linear(stream.width, cfg.width) for name, stream in inputs.items()})
-        self.sequences = nn.ModuleDict({name: SequenceEncoder(cfg.width, steps=cfg.max_steps, **_layer(cfg)) for name in inputs})
+        self.sequences = nn.ModuleDict(
+            {name: SequenceEncoder(cfg.width, steps=cfg.max_steps, **_layer(cfg)) for name in inputs}
+        )
         both = [m for m in ("audio", "vision") if m in inputs and explanation(m) in inputs]
         self.alignments = nn.ModuleDict({m: _alignment(cfg) for m in both})
         self.segments = tuple(m for m in MODALITIES if m in inputs or explanation(m) in inputs)
@@ -163,7 +181,8 @@ class TEXT(Method):
     def loss(self, batch: Batch) -> Losses:
         """The task's loss, plus the router's two regularisers if their weights are not 0."""
         output, decisions = self._run(batch)
-        check(batch.target is not None, "This batch has no labels, and a loss needs them.")
+        if batch.target is None:
+            raise MoodalError("This batch has no labels, and a loss needs them.")
         cfg = self.cfg
         task, rows = task_loss(
             output.prediction, batch.target, task=self.spec.task, kind=cfg.loss, label_smoothing=cfg.label_smoothing
@@ -184,7 +203,7 @@ class TEXT(Method):
 
     def align(self, sequences: Mapping[str, Sequence]) -> dict[str, Sequence]:
         """Explanation alignment: the sequence of each segment, a stream led by its explanation where it has one."""
-        aligned = {}
+        aligned: dict[str, Sequence] = {}
         for segment in self.segments:
             told = explanation(segment)
             if segment in self.alignments:
@@ -224,21 +243,18 @@ class TEXT(Method):
     def _stream(self, batch: Batch, name: str) -> Stream:
         """The named stream; one unreal step where the batch has none; padded to ``max_steps`` in reference mode."""
         modality = name.removesuffix("_explanation")
-        found = batch.streams if modality == name else batch.explanations
+        found: Mapping[Any, Stream] = batch.streams if modality == name else batch.explanations
         stream = found[modality] if modality in found else self._missing(name, batch)
         steps = stream.data.shape[1]
         check_steps(name.replace("_", " "), steps, self.cfg.max_steps, "model.max_steps")
-        if not self.cfg.reference:
-            return stream
-        data, mask = pad_steps(stream.data, stream.mask, self.cfg.max_steps)
-        return Stream(data, mask)
+        return _padded(stream, self.cfg.max_steps) if self.cfg.reference else stream
 
     def _missing(self, name: str, batch: Batch) -> Stream:
         rows, device = len(batch.index), batch.index.device
         mask = torch.zeros(rows, 1, dtype=torch.bool, device=device)
         if self.kinds[name] == "tokens":
             return Stream(torch.zeros(rows, 1, dtype=torch.int64, device=device), mask)
-        return Stream(torch.zeros(rows, 1, self.projections[name].in_features, device=device), mask)
+        return Stream(torch.zeros(rows, 1, self.widths[name], device=device), mask)
 
     def _text_states(self, streams: Mapping[str, Stream]) -> dict[str, Sequence]:
         """Streams as (N, T, W) values: features as they are, all token streams through the encoder in one call."""
@@ -247,8 +263,8 @@ class TEXT(Method):
         if not names or self.encoder is None:
             return states
         steps = max(streams[name].data.shape[1] for name in names)
-        padded = [pad_steps(streams[name].data, streams[name].mask, steps) for name in names]
-        ids, mask = torch.cat([data for data, _ in padded]), torch.cat([mask for _, mask in padded])
+        padded = [_padded(streams[name], steps) for name in names]
+        ids, mask = torch.cat([part.data for part in padded]), torch.cat([part.mask for part in padded])
         encoded = self.encoder(ids, mask)
         for name, part in zip(names, encoded.split(len(streams[names[0]].data))):
             states[name] = (part[:, : streams[name].data.shape[1]], states[name][1])
@@ -260,9 +276,16 @@ def explanation(modality: str) -> str:
     return f"{modality}_explanation"
 
 
+def _padded(stream: Stream, steps: int) -> Stream:
+    data, mask = pad_steps(stream.data, stream.mask, steps)
+    return Stream(data, stream.mask if mask is None else mask)
+
+
 def _inputs(cfg: TextConfig, spec: DataSpec) -> dict[str, StreamSpec]:
     """The streams that enter, by name, in the order text, audio, vision, then explanations."""
-    streams = {m: spec.streams[m] for m in MODALITIES if m in cfg.modalities and m in spec.streams}
+    streams: dict[str, StreamSpec] = {
+        m: spec.streams[m] for m in MODALITIES if m in cfg.modalities and m in spec.streams
+    }
     told = {explanation(role): spec.explanations[role] for role in cfg.roles if role in spec.explanations}
     return {**streams, **told}
 
@@ -273,7 +296,10 @@ def _text_encoder(inputs: Mapping[str, StreamSpec]) -> nn.Module | None:
     names = {stream.encoder for stream in streams}
     if not names:
         return None
-    check(len(names) == 1, f"The text streams were tokenised for different encoders ({sorted(map(str, names))}); one is needed.")
+    check(
+        len(names) == 1,
+        f"The text streams were tokenised for different encoders ({sorted(map(str, names))}); one is needed.",
+    )
     from moodal.layers.pretrained import TextEncoder  # transformers is optional
 
     config = streams[0].config  # known where the weights will come from a checkpoint
@@ -307,7 +333,12 @@ def _temporal(cfg: TextConfig) -> nn.Module:
 
 
 def _mixture_layer(cfg: TextConfig) -> RoutedLayer | PlainLayer:
-    shared = {"heads": cfg.heads, "head_width": cfg.head_width, "hidden": cfg.expert_hidden, "dropout": cfg.dropout}
+    shared: dict[str, Any] = {
+        "heads": cfg.heads,
+        "head_width": cfg.head_width,
+        "hidden": cfg.expert_hidden,
+        "dropout": cfg.dropout,
+    }
     if cfg.mixture == "transformer":
         return PlainLayer(cfg.width, **shared)
     return RoutedLayer(cfg.width, experts=cfg.experts, top_k=cfg.top_k, noise=cfg.noise, **shared)

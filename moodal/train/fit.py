@@ -26,6 +26,10 @@ from moodal.train.runs import RunFolder
 from moodal.train.update import Updater
 
 
+#: Keep the last epoch: for a number of epochs that is fixed beforehand.
+LAST = "last"
+
+
 class Watcher(Protocol):
     """Whoever shows progress: a bar on a terminal, lines in a log, nothing in a test."""
 
@@ -51,11 +55,13 @@ class Selection:
     """The validation score that chooses the epoch: its name, its direction, and how to compute all scores."""
 
     metric: str
-    better: str  # "lower" or "higher"
+    better: str  # "lower", "higher", or "last": the last epoch, whatever its score
     score: Callable[[Predictions], Mapping[str, float]]
 
     def improves(self, value: float, best: float | None) -> bool:
         """NaN never improves; anything beats nothing."""
+        if self.better == LAST:
+            return True
         if math.isnan(value):
             return False
         return best is None or (value < best if self.better == "lower" else value > best)

@@ -16,7 +16,9 @@ from moodal.interop.parity import check_file, check_files
 from moodal.methods.text import TEXT, TextConfig
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "parity" / "text"
-needs_cases = pytest.mark.skipif(not FOLDER.is_dir(), reason="the recorded cases (shared/parity/text) are not beside the repository")
+needs_cases = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="the recorded cases (shared/parity/text) are not beside the repository"
+)
 CASES = sorted(path.stem for path in FOLDER.glob("*.json")) if FOLDER.is_dir() else []
 
 
@@ -137,7 +139,9 @@ def test_a_converted_checkpoint_gives_the_official_scores():
     method = TEXT(TextConfig(**found.settings), text_spec(found.widths)).eval()
     method.load_state_dict(found.state)
     case = load_file(FOLDER / "mosi_depth1.safetensors")
-    streams = {n: Stream(case[f"input.{n}"].float(), torch.ones(5, 50, dtype=torch.bool)) for n in ("text", "audio", "vision")}
+    streams = {
+        n: Stream(case[f"input.{n}"].float(), torch.ones(5, 50, dtype=torch.bool)) for n in ("text", "audio", "vision")
+    }
     told = {r: Stream(case[f"input.{r}_explanation"].float(), streams["text"].mask) for r in ("audio", "vision")}
     batch = Batch(ids=tuple("abcde"), index=torch.arange(5), streams=streams, explanations=told)
     torch.testing.assert_close(method(batch).prediction, case["output.score"][:, 0], rtol=0, atol=1e-5)
@@ -158,7 +162,9 @@ def test_the_text_encoder_inside_a_checkpoint_is_carried_over(tmp_path: Path):
         "type_vocab_size": 2,
     }
     carried = {name for name in found.state if name.startswith("encoder.")}
-    assert "encoder.model.embeddings.word_embeddings.weight" in carried and not any("pooler" in name for name in carried)
+    assert "encoder.model.embeddings.word_embeddings.weight" in carried and not any(
+        "pooler" in name for name in carried
+    )
 
 
 @needs_cases

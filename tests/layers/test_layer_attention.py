@@ -106,4 +106,3 @@ def test_alignments_keep_the_explanation_in_the_lead():
     assert values.shape == (2, 4, 8) and mask.equal(target[1])
     values, mask = LinearAlignment(8)(target, source)
     assert values.shape == (2, 6, 8) and mask.all()
-

@@ -42,7 +42,9 @@ def test_equals_plain_loops_in_value_and_gradient(top_k: int):
     ours = experts(x, router(condition))
     theirs = row_by_row(experts, x, router.logits(condition), top_k)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    for a, b in zip(torch.autograd.grad(ours.sin().sum(), parameters), torch.autograd.grad(theirs.sin().sum(), parameters)):
+    for a, b in zip(
+        torch.autograd.grad(ours.sin().sum(), parameters), torch.autograd.grad(theirs.sin().sum(), parameters)
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -57,7 +59,9 @@ def test_all_experts_chosen_is_the_dense_softmax_mixture():
 def test_one_expert_is_one_feed_forward():
     router, experts = build(experts=1, top_k=1)
     x = torch.randn(7, 4, WIDTH)
-    torch.testing.assert_close(experts(x, router(torch.randn(7, WIDTH))), one_expert(experts, 0, x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        experts(x, router(torch.randn(7, WIDTH))), one_expert(experts, 0, x), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_gradient_reaches_chosen_experts_only():

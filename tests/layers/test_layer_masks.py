@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from moodal.core.errors import MoodalError
-from moodal.layers.masks import check_steps, joined, lengths_to_mask, masked_last, masked_mean, masked_softmax, pad_steps
+from moodal.layers.masks import (
+    check_steps,
+    joined,
+    lengths_to_mask,
+    masked_last,
+    masked_mean,
+    masked_softmax,
+    pad_steps,
+)
 
 MASK = torch.tensor([[True, True, False], [False, False, False], [True, True, True]])
 

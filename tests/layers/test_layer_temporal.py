@@ -98,5 +98,7 @@ def test_scan_equals_the_recurrence_step_by_step(steps: int):
         outputs.append((state * leave[:, t, None]).sum(dim=-1))
     expected, found = torch.stack(outputs, dim=1), selective_scan(*arguments)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for a, b in zip(*(torch.autograd.grad(y.sin().sum(), arguments, materialize_grads=True) for y in (found, expected))):
+    for a, b in zip(
+        *(torch.autograd.grad(y.sin().sum(), arguments, materialize_grads=True) for y in (found, expected))
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

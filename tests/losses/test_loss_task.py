@@ -39,7 +39,9 @@ def test_classification_by_hand():
 
 def test_no_labelled_row_gives_a_finite_zero():
     prediction = torch.randn(3, requires_grad=True)
-    loss, rows = task_loss(prediction, Target(torch.full((3,), math.nan), torch.zeros(3, dtype=torch.bool)), task=NUMBER)
+    loss, rows = task_loss(
+        prediction, Target(torch.full((3,), math.nan), torch.zeros(3, dtype=torch.bool)), task=NUMBER
+    )
     assert loss == 0 and rows == 0
     loss.backward()
     assert prediction.grad.eq(0).all()

@@ -17,10 +17,20 @@ from moodal.methods.text import TEXT, TextConfig
 
 WIDTHS = {"text": 12, "audio": 5, "vision": 7}
 ROLES = ("audio", "vision")
-SMALL = {"width": 8, "heads": 2, "head_width": 4, "feed_forward": 8, "layers": 2, "expert_hidden": 8, "temporal_inner": 8}
+SMALL = {
+    "width": 8,
+    "heads": 2,
+    "head_width": 4,
+    "feed_forward": 8,
+    "layers": 2,
+    "expert_hidden": 8,
+    "temporal_inner": 8,
+}
 
 
-def spec(streams: tuple[str, ...] = ("text", "audio", "vision"), roles: tuple[str, ...] = ROLES, **changes: Any) -> DataSpec:
+def spec(
+    streams: tuple[str, ...] = ("text", "audio", "vision"), roles: tuple[str, ...] = ROLES, **changes: Any
+) -> DataSpec:
     text = StreamSpec("features", WIDTHS["text"])
     facts = {
         "streams": {m: StreamSpec("features", WIDTHS[m]) for m in streams},
@@ -54,7 +64,9 @@ def batch(rows: int = 6, given: DataSpec | None = None, seed: int = 0) -> Batch:
         index=torch.arange(rows),
         streams={m: stream(rows, s.width, 9) for m, s in given.streams.items()},
         explanations={r: stream(rows, s.width, 6) for r, s in given.explanations.items()},
-        target=Target(torch.randint(0, 3, (rows,)) if classes else torch.randn(rows), torch.ones(rows, dtype=torch.bool)),
+        target=Target(
+            torch.randint(0, 3, (rows,)) if classes else torch.randn(rows), torch.ones(rows, dtype=torch.bool)
+        ),
     )
 
 
@@ -149,7 +161,8 @@ def parameters(module: nn.Module | None) -> int:
 def test_parameter_counts_differ_as_expected():
     full = build()
     count = {
-        name: parameters(build(**{key.removeprefix("model."): value for key, value in changes.items()})) - parameters(full)
+        name: parameters(build(**{key.removeprefix("model."): value for key, value in changes.items()}))
+        - parameters(full)
         for name, changes in TEXT.ablations.items()
     }
     told = sum(parameters(part[f"{m}_explanation"]) for part in (full.projections, full.sequences) for m in ROLES)
@@ -168,7 +181,9 @@ def test_parameter_counts_differ_as_expected():
 
 @pytest.mark.parametrize("name", TEXT.ablations)
 def test_every_variant_learns_eight_rows(name: str):
-    method = build(**{key.removeprefix("model."): value for key, value in TEXT.ablations[name].items()}, head_dropout=0.0)
+    method = build(
+        **{key.removeprefix("model."): value for key, value in TEXT.ablations[name].items()}, head_dropout=0.0
+    )
     given = batch(8)
     method.train()
     optimiser = torch.optim.Adam(method.parameters(), lr=1e-2)
@@ -199,7 +214,9 @@ def test_every_variant_works_on_any_subset_of_streams(name: str, streams: tuple[
 
 
 def test_absent_streams_build_no_parameters():
-    names = {name.split(".")[1] for name, _ in build(spec(("text",), ())).named_parameters() if name.startswith("sequences")}
+    names = {
+        name.split(".")[1] for name, _ in build(spec(("text",), ())).named_parameters() if name.startswith("sequences")
+    }
     assert names == {"text"}
 
 
@@ -294,7 +311,10 @@ def test_all_texts_go_through_the_encoder_in_one_call(monkeypatch: pytest.Monkey
     features = build()
     features.load_state_dict({k: v for k, v in method.state_dict().items() if not k.startswith("encoder.")})
     told = {role: states[role] for role in ROLES}
-    same(features(replace(given, streams={**given.streams, "text": states["text"]}, explanations=told)).prediction, scores)
+    same(
+        features(replace(given, streams={**given.streams, "text": states["text"]}, explanations=told)).prediction,
+        scores,
+    )
     assert [group.name for group in method.stages()[0].passes[0].groups["main"]] == ["backbone", "main"]
 
 
