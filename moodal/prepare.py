@@ -255,14 +255,14 @@ def _differences(path: str, ours: Any, theirs: Any) -> list[str]:
 def _statistics(
     raw: RawCorpus, streams: Mapping[Modality, Ragged], settings: Mapping[Modality, StreamData]
 ) -> dict[Modality, np.ndarray]:
-    """Clip statistics (N, K) of the streams that want them, from the steps before pooling.
+    """Clip statistics (N, K) of the streams that want them.
 
     Those of the voice include what the explainer measures of it (pitch, its movement, pauses, ...), 0 where it cannot.
     """
     found: dict[Modality, np.ndarray] = {}
     for name, setting in settings.items():
         if name in streams and setting.statistics:
-            found[name] = clip_statistics(raw.streams[name], raw.recipes[name].channels)
+            found[name] = clip_statistics(raw.streams[name], streams[name], raw.recipes[name].channels)
     if "audio" in found:
         from moodal.explain.voice import measure
 

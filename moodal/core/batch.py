@@ -34,6 +34,7 @@ class Stream:
 
     data: Tensor  # (N, T, D) features | (N, T) token ids
     mask: Tensor  # (N, T) bool: True on real steps
+    whole: int = 0  # how many of the last columns describe the whole clip, the same at each step
 
     def __len__(self) -> int:
         return self.mask.shape[0]

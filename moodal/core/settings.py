@@ -132,19 +132,17 @@ class AugmentConfig:
     """Changes to training batches only, drawn anew each step; all off by default.
 
     ``noise``: deviation of Gaussian noise added to audio and vision features (they are standardised), drawn for each
-    step; ``offset``: the same drawn once for a clip, as if another person spoke; ``time_mask``:
+    step, and once for columns that describe the whole clip; ``time_mask``:
     share of audio and vision steps hidden in one block; ``drop_modality``: chance that audio or vision of a row is
     hidden whole (never both).
     """
 
     noise: float = 0.0
-    offset: float = 0.0
     time_mask: float = 0.0
     drop_modality: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("noise", "offset"):
-            check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it cannot be negative.")
+        check(self.noise >= 0, f"noise is {self.noise}; it cannot be negative.")
         for name in ("time_mask", "drop_modality"):
             check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it is a share from 0 up to 1.")
 

@@ -5,7 +5,7 @@ Fitted on training data only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +63,11 @@ class Transform:
     def __call__(self, stream: Stream, statistics: Tensor | None = None) -> Stream:
         """``stream`` (n, T, D) and, with ``clip``, its (n, K) statistics give (n, T, D + K); padding stays zero."""
         data = stream.data if self.steps is None else self.steps(stream.data)
+        whole = 0
         if self.clip is not None and statistics is not None:
             data = torch.cat([data, self.clip(statistics)[:, None].expand(-1, data.shape[1], -1)], dim=-1)
-        return Stream(data.masked_fill(~stream.mask[..., None], 0.0), stream.mask)
+            whole = len(self.clip.mean)
+        return Stream(data.masked_fill(~stream.mask[..., None], 0.0), stream.mask, whole)
 
     @property
     def out(self) -> int:
@@ -94,38 +96,39 @@ def fit(stream: Ragged, cfg: StreamData, statistics: np.ndarray | None) -> Trans
     return Transform(stream.width, steps, clip)
 
 
-def clip_statistics(stream: Ragged, channels: Sequence[str]) -> np.ndarray:
+def clip_statistics(stream: Ragged, coarse: Ragged, channels: Sequence[str]) -> np.ndarray:
     """(N, 6 D + 1) float32: what sums up each clip, a function of that clip alone; zeros for missing clips.
 
-    Per channel its mean, deviation, mean absolute change from step to step, and its 5, 50 and 95 % quantiles; then the
-    logarithm of the number of steps. In a channel named ``log_f0`` zeros stand for steps without a pitch, which the
-    quantiles leave out.
+    Per channel the mean, deviation and mean absolute change of the ``coarse`` (pooled) steps, and the 5, 50 and 95 %
+    quantiles of all steps; then the logarithm of the number of coarse steps. In a channel named ``log_f0`` zeros stand
+    for steps without a pitch, which the quantiles leave out.
     """
-    blocks = [_block_statistics(stream, rows, channels) for rows in _blocks(len(stream))]
-    return np.concatenate(blocks) if blocks else np.zeros((0, 6 * stream.width + 1), np.float32)
+    pitch = list(channels).index(UNVOICED) if UNVOICED in channels else None
+    blocks = [np.arange(start, min(start + _ROWS, len(stream))) for start in range(0, len(stream), _ROWS)]
+    found = [torch.cat([_moves(coarse.pad(rows)), _levels(stream.pad(rows), pitch)], dim=1) for rows in blocks]
+    whole = torch.cat(found) if found else torch.zeros(0, 6 * stream.width + 1)
+    return (whole * torch.from_numpy(stream.lengths > 0)[:, None]).float().numpy()
 
 
-def _blocks(rows: int) -> Iterator[np.ndarray]:
-    for start in range(0, rows, _ROWS):
-        yield np.arange(start, min(start + _ROWS, rows))
-
-
-def _block_statistics(stream: Ragged, rows: np.ndarray, channels: Sequence[str]) -> np.ndarray:
-    padded = stream.pad(rows)
-    real, data = padded.mask[..., None], padded.data.double()
+def _moves(stream: Stream) -> Tensor:
+    """(n, 3 D + 1): mean, deviation, mean absolute change from step to step, and log length."""
+    real, data = stream.mask[..., None], stream.data.double()
     count = real.sum(dim=1).clamp(min=1)
     mean = (data * real).sum(dim=1) / count
     deviation = (((data - mean[:, None]) ** 2 * real).sum(dim=1) / count).sqrt()
     change = ((data[:, 1:] - data[:, :-1]).abs() * real[:, 1:]).sum(dim=1) / (count - 1).clamp(min=1)
-    absent = ~real.expand_as(data)
-    if UNVOICED in channels:
-        pitch = list(channels).index(UNVOICED)
+    return torch.cat([mean, deviation, change, count.log()], dim=1)
+
+
+def _levels(stream: Stream, pitch: int | None) -> Tensor:
+    """(n, 3 D): the 5, 50 and 95 % quantiles over real steps; of column ``pitch`` over those that are not 0."""
+    absent = ~stream.mask[..., None].expand_as(stream.data)
+    if pitch is not None:
         absent = absent.clone()
-        absent[..., pitch] |= data[..., pitch] == 0
+        absent[..., pitch] |= stream.data[..., pitch] == 0
+    values = stream.data.double().masked_fill(absent, float("nan"))
     levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
-    quantiles = torch.nanquantile(data.masked_fill(absent, float("nan")), levels, dim=1).nan_to_num()
-    found = torch.cat([mean, deviation, change, *quantiles, count.log()], dim=1)
-    return (found * (padded.mask.any(dim=1, keepdim=True))).float().numpy()
+    return torch.cat([*torch.nanquantile(values, levels, dim=1).nan_to_num()], dim=1)
 
 
 def _moments(values: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -44,8 +44,8 @@ def augmented(batch: Batch, cfg: AugmentConfig) -> Batch:
     """``batch`` with the changes of ``cfg`` to audio and vision, drawn from torch's global generator."""
     names: list[Modality] = [m for m in ("audio", "vision") if m in batch.streams]
     streams = {name: batch.streams[name] for name in names}
-    if cfg.noise > 0 or cfg.offset > 0:
-        streams = {name: _noisy(stream, cfg.noise, cfg.offset) for name, stream in streams.items()}
+    if cfg.noise > 0:
+        streams = {name: _noisy(stream, cfg.noise) for name, stream in streams.items()}
     if cfg.time_mask > 0:
         streams = {name: _time_masked(stream, cfg.time_mask) for name, stream in streams.items()}
     if cfg.drop_modality > 0 and len(names) == 2:
@@ -53,9 +53,11 @@ def augmented(batch: Batch, cfg: AugmentConfig) -> Batch:
     return replace(batch, streams={**batch.streams, **streams})
 
 
-def _noisy(stream: Stream, noise: float, offset: float) -> Stream:
-    change = torch.randn_like(stream.data) * noise + torch.randn_like(stream.data[:, :1]) * offset
-    return Stream(stream.data + change * stream.mask[..., None], stream.mask)
+def _noisy(stream: Stream, deviation: float) -> Stream:
+    noise = torch.randn_like(stream.data)
+    if stream.whole:
+        noise[..., -stream.whole :] = noise[:, :1, -stream.whole :].clone()
+    return replace(stream, data=stream.data + deviation * noise * stream.mask[..., None])
 
 
 def _time_masked(stream: Stream, part: float) -> Stream:
@@ -66,7 +68,7 @@ def _time_masked(stream: Stream, part: float) -> Stream:
     start = (torch.rand(len(stream), 1, device=length.device) * (length - width)).floor()
     steps = torch.arange(stream.mask.shape[1], device=length.device)[None, :]
     mask = stream.mask & ~((steps >= start) & (steps < start + width))
-    return Stream(stream.data * mask[..., None], mask)
+    return replace(stream, data=stream.data * mask[..., None], mask=mask)
 
 
 def _without_one(streams: dict[Modality, Stream], chance: float) -> dict[Modality, Stream]:
@@ -77,5 +79,5 @@ def _without_one(streams: dict[Modality, Stream], chance: float) -> dict[Modalit
     for place, (name, stream) in enumerate(streams.items()):
         hidden = (draw >= place * chance / 2) & (draw < (place + 1) * chance / 2)
         mask = stream.mask & ~hidden
-        out[name] = Stream(stream.data * mask[..., None], mask)
+        out[name] = replace(stream, data=stream.data * mask[..., None], mask=mask)
     return out
