@@ -4,7 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-WORDS = "the film was good bad very not a story and i liked it low high pitch loud quiet ##s ##ly .".split()
+WORDS = [
+    "the",
+    "film",
+    "was",
+    "good",
+    "bad",
+    "very",
+    "not",
+    "a",
+    "story",
+    "and",
+    "i",
+    "liked",
+    "it",
+    "low",
+    "high",
+    "pitch",
+    "loud",
+    "quiet",
+    "##s",
+    "##ly",
+    ".",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

@@ -25,7 +25,6 @@ from moodal.train.processes import copies, merge_buffers, pooled_sums
 from moodal.train.runs import RunFolder
 from moodal.train.update import Updater
 
-
 #: Keep the last epoch: for a number of epochs that is fixed beforehand.
 LAST = "last"
 
