@@ -173,12 +173,9 @@ def train(
         fabric.launch()
     with fabric.rank_zero_first():
         data = data or load_data(cfg, progress=progress)
-    method = build_method(cfg, data.spec).to(fabric.device)
+    method = _compiled(build_method(cfg, data.spec).to(fabric.device), cfg.train.compile)
     if home.started:
         verify_same_recipe(home.data(), data.description, also=("sizes", "source"))
-    if cfg.train.compile:
-        method.compile()
-        method.loss = torch.compile(method.loss)  # type: ignore[method-assign]
     selections = {stage.name: select(cfg, data, stage.name) for stage in method.stages()}
     job = Fit(
         method, data.splits["train"], data.splits["valid"], cfg=cfg, fabric=fabric, folder=home, selections=selections,
@@ -191,14 +188,20 @@ def train(
     selection = selections[job.stages[-1].name]
     chosen = {"metric": selection.metric, "better": selection.better, "value": state.best, "epoch": state.best_epoch}
     chosen |= {"stage": job.stages[-1].name, "split": "valid"}
-    tables = {
-        name: evaluate(method, data.splits[name], size=cfg.train.eval_batch, fabric=fabric)
-        for name in ("valid", "test")
-    }
+    size = cfg.train.eval_batch
+    tables = {name: evaluate(method, data.splits[name], size=size, fabric=fabric) for name in ("valid", "test")}
     if fabric.is_global_zero:
         write_results(home, tables, data, chosen, time.perf_counter() - started)
     fabric.barrier()
     return Trained(home.path, home.scores())
+
+
+def _compiled(method: Method, wanted: bool) -> Method:
+    """``method``, with its forward pass and its loss compiled if that is ``wanted``."""
+    if wanted:
+        method.compile()
+        method.loss = torch.compile(method.loss)  # type: ignore[method-assign]
+    return method
 
 
 def write_results(

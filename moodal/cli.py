@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import moodal
+from moodal import commands as run
 from moodal.core.errors import Interrupted, MoodalError
 
+#: Where sub-commands are added.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 #: A fault of the user's input; interrupted by the user.
 FAULT, INTERRUPTED = 2, 130
 
@@ -59,77 +60,99 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"moodal {moodal.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _training_commands(commands)
+    _scoring_commands(commands)
+    _importing_commands(commands)
+    _looking_commands(commands)
+    return top
 
-    def command(name: str, run: Callable[[Any], Any], about: str, example: str) -> argparse.ArgumentParser:
-        part = commands.add_parser(
-            name,
-            help=about,
-            description=about,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        part.set_defaults(run=run)
-        return part
 
-    def settings(part: argparse.ArgumentParser) -> None:
-        part.add_argument(
-            "settings",
-            nargs="*",
-            metavar="key=value",
-            help="settings, for example train.epochs=5 (see: moodal show RECIPE)",
-        )
+def _command(
+    commands: Commands, name: str, function: Callable[[Any], Any], about: str, example: str
+) -> argparse.ArgumentParser:
+    part = commands.add_parser(
+        name,
+        help=about,
+        description=about,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    part.set_defaults(run=function)
+    return part
 
-    part = command(
-        "demo", _demo, "Train, evaluate and report TEXT on a synthetic corpus: the five-minute tour.", "moodal demo"
+
+def _settings(part: argparse.ArgumentParser) -> None:
+    about = "settings, for example train.epochs=5 (see: moodal show RECIPE)"
+    part.add_argument("settings", nargs="*", metavar="key=value", help=about)
+
+
+def _training_commands(commands: Commands) -> None:
+    part = _command(
+        commands,
+        "demo",
+        run.demo,
+        "Train, evaluate and report TEXT on a synthetic corpus: the five-minute tour.",
+        "moodal demo",
     )
     part.add_argument("--runs", default="runs", help="folder of runs (default: runs)")
-    part = command(
+    part = _command(
+        commands,
         "train",
-        _train,
+        run.train,
         "Train a recipe, over one seed or several.",
         "moodal train cmu_mosi/text seed=1,2,3 data.root=DATA/cmu_mosi",
     )
     part.add_argument("recipe", nargs="?", help="<corpus>/<method>; see: moodal list recipes")
-    settings(part)
+    _settings(part)
     part.add_argument("--resume", metavar="RUN", help="go on with an unfinished run folder")
     part.add_argument("--config", metavar="FILE", help="a YAML file of settings in place of the recipe's own")
     part.add_argument("--runs", default="runs", help="folder of runs (default: runs)")
     _json(part)
-    part = command(
+
+
+def _scoring_commands(commands: Commands) -> None:
+    part = _command(
+        commands,
         "evaluate",
-        _evaluate,
+        run.evaluate,
         "Score a finished run again, on its own or other data of its recipe.",
         "moodal evaluate runs/cmu_mosi/text/0a1b2c3d/seed-1",
     )
     part.add_argument("folder", metavar="RUN")
-    settings(part)
+    _settings(part)
     part.add_argument(
         "--split", action="append", choices=("train", "valid", "test"), help="split to score (default: valid and test)"
     )
     part.add_argument("--out", metavar="FILE", help="also write the predictions as CSV")
     _json(part)
-    part = command(
+    part = _command(
+        commands,
         "report",
-        _report,
+        run.report,
         "Write one HTML page for one run or several.",
         "moodal report runs/cmu_mosi/text --out report.html",
     )
     part.add_argument("folders", nargs="+", metavar="RUN")
     part.add_argument("--out", metavar="FILE", help="where to (default: report.html in the first folder)")
-    part = command(
+    part = _command(
+        commands,
         "ablate",
-        _ablate,
+        run.ablate,
         "Train every row of the paper's ablation table and print it with ours.",
         "moodal ablate cmu_mosi/text seed=1,2,3 data.root=DATA/cmu_mosi",
     )
     part.add_argument("recipe")
-    settings(part)
+    _settings(part)
     part.add_argument("--runs", default="runs", help="folder of runs (default: runs)")
     part.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
     _json(part)
-    part = command(
+
+
+def _importing_commands(commands: Commands) -> None:
+    part = _command(
+        commands,
         "import",
-        _import,
+        run.import_,
         "Import an MMSA-format pickle into a store, safely.",
         "moodal import unaligned_50.pkl --corpus mosi --out stores/mosi",
     )
@@ -138,241 +161,52 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument("--out", metavar="STORE", help="folder to make (default: stores/<corpus>)")
     part.add_argument("--overwrite", action="store_true", help="replace an existing store")
     _json(part)
-    part = command(
-        "import-checkpoint", _import_checkpoint, "Make a run folder from a checkpoint of a method's official code.",
+    part = _command(
+        commands,
+        "import-checkpoint", run.import_checkpoint, "Make a run folder from a checkpoint of a method's official code.",
         "moodal import-checkpoint text mosi_best.pth --out runs/official",
     )  # fmt: skip
     part.add_argument("method", help="the method, for example text")
     part.add_argument("file", metavar="FILE")
     part.add_argument("--out", required=True, metavar="RUN")
-    settings(part)
-    part = command(
+    _settings(part)
+
+
+def _looking_commands(commands: Commands) -> None:
+    part = _command(
+        commands,
         "parity",
-        _parity,
+        run.parity,
         "Check this build against numbers made by authors' code.",
         "moodal parity parity/text/*.safetensors",
     )
     part.add_argument("files", nargs="+", metavar="FILE.safetensors")
     _json(part)
-    part = command(
-        "bench", _bench, "Run a speed benchmark of the checkout's benchmarks folder.", "moodal bench text_step --json"
+    part = _command(
+        commands,
+        "bench",
+        run.bench,
+        "Run a speed benchmark of the checkout's benchmarks folder.",
+        "moodal bench text_step --json",
     )
     part.add_argument("name", nargs="?", help="file name without .py (default: list them)")
     part.add_argument("rest", nargs=argparse.REMAINDER, help="options of the benchmark")
-    part = command("list", _list, "List methods, corpora or recipes.", "moodal list methods")
+    part = _command(commands, "list", run.list_, "List methods, corpora or recipes.", "moodal list methods")
     part.add_argument("what", choices=("methods", "corpora", "recipes"))
-    part = command(
+    part = _command(
+        commands,
         "show",
-        _show,
+        run.show,
         "Show all settings of a recipe and where each comes from.",
         "moodal show cmu_mosi/text model.width=64",
     )
     part.add_argument("recipe")
-    settings(part)
-    command("check", _check, "Check every recipe: settings, groups and stages.", "moodal check")
-    return top
+    _settings(part)
+    _command(commands, "check", run.check, "Check every recipe: settings, groups and stages.", "moodal check")
 
 
 def _json(part: argparse.ArgumentParser) -> None:
     part.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-
-
-def _print_json(value: Any) -> None:
-    from moodal.core.files import plain
-
-    print(json.dumps(plain(value), ensure_ascii=False))
-
-
-def _overrides(settings: Sequence[str]) -> dict[str, Any]:
-    from moodal.core.config import parse_override
-
-    return dict(parse_override(text) for text in settings)
-
-
-def _seeds(overrides: dict[str, Any]) -> list[int]:
-    """Take ``seed`` out of the overrides: one number or several with commas, none if it is not there.
-
-    Raises ``MoodalError`` if they are not numbers.
-    """
-    given = overrides.pop("seed", [])
-    parts = given if isinstance(given, list) else str(given).replace("_", ",").split(",")
-    try:
-        seeds = [int(str(part)) for part in parts]
-    except ValueError:
-        raise MoodalError(
-            f"seed is '{given}'; expected one whole number or several with commas, as in seed=1,2,3."
-        ) from None
-    return list(dict.fromkeys(seeds))
-
-
-def _train(options: argparse.Namespace) -> int:
-    from moodal.jobs import resume_run, train_seeds
-
-    overrides = _overrides(options.settings)
-    if options.resume is not None:
-        if options.recipe is not None:
-            overrides |= _overrides([options.recipe])
-        result = resume_run(Path(options.resume), overrides)
-    else:
-        if options.recipe is None:
-            raise MoodalError(
-                "no recipe was given; expected <corpus>/<method>, for example: moodal train synthetic/text"
-            )
-        file = None if options.config is None else Path(options.config)
-        result = train_seeds(options.recipe, overrides, seeds=_seeds(overrides), runs=Path(options.runs), file=file)
-    if result is None:  # a process that only keeps company
-        return 0
-    print(result.table())
-    if options.json:
-        _print_json(result.summary())
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from moodal.jobs import evaluate_run
-
-    splits = tuple(options.split or ("valid", "test"))
-    out = None if options.out is None else Path(options.out)
-    scores = evaluate_run(Path(options.folder), _overrides(options.settings), splits=splits, out=out)
-    for split, row in scores.items():
-        print(f"{split:6}" + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
-    if options.json:
-        _print_json(scores)
-    return 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    from moodal.bench.report import report_run
-    from moodal.bench.runs import find_runs
-
-    runs = [run for folder in options.folders for run in find_runs(Path(folder))]
-    if not runs:
-        raise MoodalError(
-            f"no run folder was found below {', '.join(options.folders)}; expected folders with scores.json, written by moodal train."
-        )
-    out = Path(options.out) if options.out else Path(options.folders[0]) / "report.html"
-    print(f"open {report_run(runs, out)}")
-    return 0
-
-
-def _ablate(options: argparse.Namespace) -> int:
-    from moodal.jobs import ablate
-
-    overrides = _overrides(options.settings)
-    found = ablate(options.recipe, overrides, seeds=_seeds(overrides), runs=Path(options.runs))
-    if found is None:
-        return 0
-    finished, table = found
-    print({"markdown": table.markdown, "csv": table.csv, "latex": table.latex}[options.format]())
-    if options.json:
-        _print_json(finished.as_json())
-    return 1 if finished.failed else 0
-
-
-def _import(options: argparse.Namespace) -> int:
-    from moodal.console import WaitingBar
-    from moodal.interop.mmsa import import_file
-
-    out = Path(options.out or Path("stores") / options.corpus)
-    with WaitingBar(f"import {Path(options.file).name}") as bar:
-        report = import_file(
-            Path(options.file), corpus=options.corpus, out=out, overwrite=options.overwrite,
-            progress=lambda what, done, total: bar(done, total, what),
-        )  # fmt: skip
-    print(report)
-    print(f"wrote {out}; train with: moodal train {options.corpus}/text data.root={out}")
-    if options.json:
-        _print_json(report.to_json())
-    return 0
-
-
-def _import_checkpoint(options: argparse.Namespace) -> int:
-    from moodal.jobs import import_checkpoint
-
-    folder = import_checkpoint(options.method, Path(options.file), Path(options.out), _overrides(options.settings))
-    print(f"wrote {folder}; score it with: moodal evaluate {folder} data.root=STORE")
-    return 0
-
-
-def _parity(options: argparse.Namespace) -> int:
-    from moodal.interop.parity import check_files
-
-    results = check_files([Path(name) for name in options.files])
-    for case in results:
-        worst, verdict = case.worst, "ok" if case.ok else "DIFFERS"
-        allowed = f"allowed {worst.tolerance:.0e}" if worst.tolerance else "must be equal"
-        print(
-            f"{case.method:8} {case.case:24} largest difference {worst.difference:.1e} ({worst.name}; {allowed})  {verdict}"
-        )
-    if options.json:
-        _print_json(
-            {"ok": all(case.ok for case in results), "cases": {f"{c.method}/{c.case}": c.to_json() for c in results}}
-        )
-    return 0 if all(case.ok for case in results) else 1
-
-
-def _bench(options: argparse.Namespace) -> int:
-    import runpy
-
-    folder = Path(moodal.__file__).resolve().parent.parent / "benchmarks"
-    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-    if options.name is None or options.name not in names:
-        known = (
-            ", ".join(names) or "none: benchmarks come with a checkout of the project, not with the installed package"
-        )
-        if options.name is None:
-            print(f"benchmarks: {known}")
-            return 0
-        raise MoodalError(f"There is no benchmark '{options.name}'; known: {known}")
-    sys.argv = [f"moodal bench {options.name}", *options.rest]
-    runpy.run_path(str(folder / f"{options.name}.py"), run_name="__main__")
-    return 0
-
-
-def _list(options: argparse.Namespace) -> int:
-    from moodal.build import recipes
-    from moodal.data import CORPORA
-    from moodal.methods import METHODS
-
-    if options.what == "recipes":
-        print("\n".join(recipes()))
-        return 0
-    if options.what == "methods":
-        for name in METHODS:
-            print(f"{name:16} {METHODS[name].status:10} {METHODS[name].title}")
-        return 0
-    for name in CORPORA:
-        facts = CORPORA[name].facts
-        print(f"{name:16} {facts.language:4} {type(facts.task).__name__:16} {facts.title}")
-    return 0
-
-
-def _show(options: argparse.Namespace) -> int:
-    from moodal.build import configure
-    from moodal.core.config import flatten, to_plain
-
-    found = configure(options.recipe, _overrides(options.settings))
-    values: Mapping[str, Any] = flatten(to_plain(found.config), {})
-    width = max(len(key) for key in values)
-    for key, value in values.items():
-        print(f"{key:{width}}  {json.dumps(value):28}  {found.origins.get(key, 'default')}")
-    return 0
-
-
-def _check(_: argparse.Namespace) -> int:
-    from moodal.jobs import check_recipes
-
-    faults = check_recipes()
-    for recipe, fault in faults.items():
-        print(f"{recipe:28} {'ok' if fault is None else fault}")
-    return 0 if all(fault is None for fault in faults.values()) else FAULT
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from moodal.jobs import demo
-
-    print(demo(Path(options.runs)))
-    return 0
 
 
 if __name__ == "__main__":

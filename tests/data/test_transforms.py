@@ -28,7 +28,7 @@ def stream() -> Ragged:
 
 @pytest.fixture(scope="module")
 def statistics(stream) -> np.ndarray:
-    return clip_statistics(stream, CHANNELS)
+    return clip_statistics(stream, pooled(stream, 2), CHANNELS)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
@@ -66,16 +66,18 @@ def test_clip_statistics_are_those_of_each_clip(stream, statistics):
         if not len(row):
             assert not statistics[place].any()
             continue
-        change = np.abs(np.diff(row, axis=0)).mean(axis=0) if len(row) > 1 else np.zeros(3)
+        coarse = np.stack([row[start : start + 2].mean(axis=0) for start in range(0, len(row), 2)])
+        change = np.abs(np.diff(coarse, axis=0)).mean(axis=0) if len(coarse) > 1 else np.zeros(3)
         voiced = np.where((np.arange(3) == 0) & (row == 0), np.nan, row)
         levels = np.nanquantile(voiced, [0.05, 0.5, 0.95], axis=0)
-        wanted = np.concatenate([row.mean(axis=0), row.std(axis=0), change, *levels, [np.log(len(row))]])
+        wanted = np.concatenate([coarse.mean(axis=0), coarse.std(axis=0), change, [np.log(len(coarse))], *levels])
         np.testing.assert_allclose(statistics[place], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_clip_statistics_do_not_depend_on_other_clips(stream, statistics):
     for place in range(len(stream)):
-        np.testing.assert_array_equal(clip_statistics(stream.select(np.array([place])), CHANNELS)[0], statistics[place])
+        alone = stream.select(np.array([place]))
+        np.testing.assert_array_equal(clip_statistics(alone, pooled(alone, 2), CHANNELS)[0], statistics[place])
 
 
 def test_clip_statistics_are_appended_to_each_step(stream, statistics):

@@ -39,7 +39,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "build": (*BELOW, "prepare"),
     "bench": ("build", "train", "metrics", "core", "data"),
     "jobs": (*BELOW, "prepare", "build", "bench", "console"),
-    "cli": (*BELOW, "prepare", "build", "bench", "console", "jobs"),
+    "commands": (*BELOW, "prepare", "build", "bench", "console", "jobs"),
+    "cli": ("core", "console", "commands"),
     "__main__": ("cli",),
     "__init__": (),
 }
