@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from moodal.layers.attention import uniform_
 
+#: Up to so many steps a row, running every expert is cheaper than copying the weights of the chosen ones.
+_FEW = 8
+
 
 class Routing(NamedTuple):
     """What a router decided for N rows."""
@@ -80,6 +83,8 @@ class Experts(nn.Module):
         pass is a product too, always in the same order, where an indexed sum is slower and on a GPU not repeatable.
         """
         count, _, width = self.first.shape
+        if values.shape[1] <= _FEW:
+            return self._all(values, routing)
         choice = torch.zeros(*routing.experts.shape, count, dtype=values.dtype, device=values.device)
         choice = choice.scatter(-1, routing.experts.unsqueeze(-1), 1.0)  # (N, k, E)
         share = choice * routing.weights.unsqueeze(-1)
@@ -89,6 +94,14 @@ class Experts(nn.Module):
         shift = (share.sum(dim=1) @ self.second_bias).unsqueeze(1)  # (N, 1, D)
         inside = self.dropout(F.gelu(torch.baddbmm(bias, values, first.transpose(1, 2))))
         return self.dropout(torch.baddbmm(shift, inside, second))
+
+    def _all(self, values: Tensor, routing: Routing) -> Tensor:
+        """The same for few steps: all experts, those not chosen with weight 0, instead of copies of the chosen ones."""
+        count, hidden, _ = self.first.shape
+        share = torch.zeros_like(routing.logits).scatter(-1, routing.experts, routing.weights.to(routing.logits.dtype))
+        inside = self.dropout(F.gelu(F.linear(values, self.first.flatten(0, 1), self.first_bias.flatten())))
+        weighted = inside.unflatten(-1, (count, hidden)) * share[:, None, :, None]
+        return self.dropout(weighted.flatten(2) @ self.second.flatten(0, 1) + (share @ self.second_bias).unsqueeze(1))
 
 
 def balance_loss(routing: Routing) -> Tensor:
