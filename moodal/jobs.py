@@ -218,13 +218,12 @@ def ablate(
     """
     cfg = configure(recipe, overrides).config
 
-    def trained(name: str, settings: Mapping[str, Any], chosen: Sequence[int]) -> dict[int, dict[str, Any]]:
-        found = train_seeds(name, settings, seeds=chosen, runs=runs)
-        if found is None:
-            return {}
+    def trained(recipe: str, overrides: Mapping[str, Any], seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+        found = train_seeds(recipe, overrides, seeds=seeds, runs=runs)
+        done = {} if found is None else found.runs
         return {
             seed: {"valid": run.scores["valid"], "test": run.scores["test"], "run": run.folder}
-            for seed, run in found.runs.items()
+            for seed, run in done.items()
         }
 
     def announce(row: str, seed: int, done: int, total: int) -> None:

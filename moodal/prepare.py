@@ -60,7 +60,8 @@ def _verify(raw: RawCorpus) -> None:
             raise DataError(
                 f"{raw.facts.name}: the {split} split is empty; training needs clips in train, valid and test."
             )
-    for name, stream in {**raw.streams, **raw.tokens}.items():
+    streams: dict[str, Ragged] = {**raw.streams, **raw.tokens}
+    for name, stream in streams.items():
         if len(stream) != len(raw.clips):
             raise DataError(
                 f"{raw.facts.name}: {name} has {len(stream)} rows for {len(raw.clips)} clips; import it again."

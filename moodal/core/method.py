@@ -126,8 +126,11 @@ class Stage:
 class Split(Protocol):
     """What the loop, and a method in ``on_stage_start``, may see of a split."""
 
-    ids: tuple[str, ...]
-    target: Target | None
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+
+    @property
+    def target(self) -> Target | None: ...
 
     def __len__(self) -> int: ...
 
