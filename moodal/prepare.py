@@ -60,8 +60,7 @@ def _verify(raw: RawCorpus) -> None:
             raise DataError(
                 f"{raw.facts.name}: the {split} split is empty; training needs clips in train, valid and test."
             )
-    streams: dict[str, Ragged] = {**raw.streams, **raw.tokens}
-    for name, stream in streams.items():
+    for name, stream in [*raw.streams.items(), *raw.tokens.items()]:
         if len(stream) != len(raw.clips):
             raise DataError(
                 f"{raw.facts.name}: {name} has {len(stream)} rows for {len(raw.clips)} clips; import it again."
