@@ -44,7 +44,7 @@ def main() -> None:
     ours = build(theirs, compiled=options.compile)
     report = measure(ours, theirs, rows=options.batch, rounds=options.rounds)
     if options.json:
-        print(json.dumps(report, indent=1))
+        print(json.dumps(report))
         return
     for name, value in report.items():
         print(f"{name:32s} {value:.4g}" if isinstance(value, float) else f"{name:32s} {value}")
