@@ -19,7 +19,7 @@ import torch
 from lightning_fabric import Fabric
 
 import moodal
-from moodal.core.config import Layer, Resolved, digest, flatten, leaves, read_yaml, resolve, to_yaml
+from moodal.core.config import Layer, Resolved, digest, read_yaml, resolve, to_yaml
 from moodal.core.errors import MoodalError, did_you_mean
 from moodal.core.files import plain
 from moodal.core.method import Method
@@ -96,9 +96,7 @@ def stored_config(run: Path, overrides: Mapping[str, Any] | None = None) -> RunC
         )
     values = read_yaml(run / "config.yaml")
     types = _types(str(values.get("corpus")), str(values.get("method")))
-    known = leaves(RunConfig, types)
-    kept = {key: value for key, value in flatten(values, known).items()}
-    return resolve(RunConfig, [(str(run / "config.yaml"), kept), ("command line", dict(overrides or {}))], types).config
+    return resolve(RunConfig, [(str(run / "config.yaml"), values), ("command line", overrides or {})], types).config
 
 
 def make_fabric(cfg: DeviceConfig) -> Fabric:
