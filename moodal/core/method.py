@@ -15,12 +15,25 @@ import numpy as np
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Target
-from moodal.core.spec import DataSpec, Needs
+from moodal.core.errors import check
+from moodal.core.spec import MODALITIES, DataSpec, Modality, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Base of every method's settings: frozen, typed, with the paper's main setting as defaults."""
+    """Base of every method's settings: frozen, typed, with the paper's main setting as defaults.
+
+    ``modalities``: the streams a method uses, of those the corpus has. Raises ``MoodalError`` for an empty or unknown set.
+    """
+
+    modalities: tuple[Modality, ...] = MODALITIES
+
+    def __post_init__(self) -> None:
+        known = all(m in MODALITIES for m in self.modalities) and len(set(self.modalities)) == len(self.modalities)
+        check(
+            bool(self.modalities) and known,
+            f"modalities is {list(self.modalities)}; give one or more of {', '.join(MODALITIES)}, each once.",
+        )
 
 
 @dataclass(frozen=True)
@@ -163,9 +176,9 @@ class Method(nn.Module):
         self.cfg, self.spec = cfg, spec
 
     @classmethod
-    def needs(cls, cfg: Any) -> Needs:  # noqa: ARG003
-        """What this method reads under these settings."""
-        return Needs()
+    def needs(cls, cfg: Any) -> Needs:
+        """What this method reads under these settings; by default the streams in ``cfg.modalities``, all optional."""
+        return Needs(modalities=tuple(cfg.modalities))
 
     def forward(self, batch: Batch) -> Output:
         """Predict. Never reads ``batch.target``."""

@@ -78,7 +78,8 @@ class Needs:
 
     ``modalities``: streams used where the corpus has them; ``required``: those without which it cannot run;
     ``explanations``: roles encoded as streams of their own; ``comment``: join the overall comment to the transcript;
-    ``text``: the text kinds accepted; ``tasks``: the task kinds accepted.
+    ``text``: the text kinds accepted; ``tasks``: the task kinds accepted; ``degraded``: in training a second view of
+    the same rows, with what is missing taken out (``Batch.degraded``).
     """
 
     modalities: tuple[Modality, ...] = MODALITIES
@@ -87,6 +88,7 @@ class Needs:
     comment: bool = False
     text: tuple[Literal["features", "tokens"], ...] = ("features", "tokens")
     tasks: tuple[type, ...] = (Regression, Classification)
+    degraded: bool = False
 
     def verify(self, method: str, spec: DataSpec) -> None:
         """Raise ``MoodalError`` with a sentence if ``spec`` does not offer what is needed."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from moodal.core.errors import DataError, MoodalError
 from moodal.core.registry import Table
@@ -143,6 +143,32 @@ def compare_number(name: str, ours: float, theirs: float, *, absolute: float, re
     """|difference| against ``absolute`` + ``relative`` * |theirs|."""
     worst, allowed = abs(ours - theirs), absolute + relative * abs(theirs)
     return Quantity(name, worst, allowed, worst <= allowed)
+
+
+def gradients(loss: Tensor, module: nn.Module) -> dict[str, Tensor]:
+    """The gradient of ``loss`` for every parameter of ``module`` by name; zeros where none arrives."""
+    named = dict(module.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}
+
+
+def compare_norms(
+    norms: Mapping[str, float],
+    stored: Mapping[str, float | None],
+    allowed: Mapping[str, float],
+    prefix: str = "gradient",
+) -> list[Quantity]:
+    """Gradient norms under official names; None in the case means that no gradient arrives, which counts as 0."""
+    limits = {"absolute": allowed["grad_norm_absolute"], "relative": allowed["grad_norm_relative"]}
+    return [compare_number(f"{prefix}.{name}", norms[name], stored[name] or 0.0, **limits) for name in stored]
+
+
+def compare_losses(
+    losses: Mapping[str, float], stored: Mapping[str, float], allowed: Mapping[str, float]
+) -> list[Quantity]:
+    """Losses by the names of the case; every one that the case holds is compared."""
+    limits = {"absolute": allowed["loss"], "relative": allowed["loss_relative"]}
+    return [compare_number(f"loss.{name}", losses[name], stored[name], **limits) for name in stored]
 
 
 def _json(path: Path) -> Path:

@@ -13,7 +13,7 @@ from moodal.core.batch import Batch, Stream
 from moodal.core.errors import DataError, did_you_mean
 from moodal.core.spec import Regression
 from moodal.interop import official
-from moodal.interop.parity import Case, Quantity, compare, compare_number, read_case
+from moodal.interop.parity import Case, Quantity, compare, compare_losses, compare_norms, read_case
 from moodal.layers.experts import Experts, Router
 from moodal.layers.fusion import GatedFusion
 from moodal.layers.heads import Head
@@ -45,7 +45,11 @@ def check_case(path: Path) -> list[Quantity]:
     outputs = run.forward(inputs)
     name, loss = _loss(case, outputs)
     loss.backward()
-    return [*_outputs(case, outputs, inputs), _loss_check(case, name, loss), *_gradients(case, run, inputs)]
+    return [
+        *_outputs(case, outputs, inputs),
+        *compare_losses({name: float(loss.detach())}, case.facts["losses"], case.facts["tolerance"]),
+        *_gradients(case, run, inputs),
+    ]
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -57,17 +61,6 @@ def _loss(case: Case, outputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
     if "cotangent" in case.inputs:
         return "sum_y_times_cotangent", (outputs["y"] * case.inputs["cotangent"]).sum()
     return "mse", (outputs["score"][:, 0] - case.inputs["label"]).square().mean()
-
-
-def _loss_check(case: Case, name: str, loss: Tensor) -> Quantity:
-    allowed = case.facts["tolerance"]
-    return compare_number(
-        f"loss.{name}",
-        float(loss.detach()),
-        case.facts["losses"][name],
-        absolute=allowed["loss"],
-        relative=allowed["loss_relative"],
-    )
 
 
 def _outputs(case: Case, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> list[Quantity]:
@@ -83,14 +76,13 @@ def _outputs(case: Case, outputs: Mapping[str, Tensor], inputs: Mapping[str, Ten
 def _gradients(case: Case, run: Run, inputs: Mapping[str, Tensor]) -> list[Quantity]:
     """Norms of all gradients, under official names; a parameter without a gradient counts as 0."""
     allowed = case.facts["tolerance"]
-    limits = {"absolute": allowed["grad_norm_absolute"], "relative": allowed["grad_norm_relative"]}
     ours = {name: _gradient(parameter) for name, parameter in run.module.named_parameters()}
     norms = {piece.official: float(piece.view(ours[piece.ours]).norm()) for piece in run.pieces}
-    stored, given = case.facts["grad_norm"], case.facts.get("grad_norm_inputs") or {}
-    found = [compare_number(f"gradient.{n}", norms[n], stored[n] or 0.0, **limits) for n in stored]
-    return found + [
-        compare_number(f"gradient.input.{n}", float(_gradient(inputs[n]).norm()), given[n] or 0.0, **limits)
-        for n in given
+    given = case.facts.get("grad_norm_inputs") or {}
+    of_inputs = {name: float(_gradient(inputs[name]).norm()) for name in given}
+    return [
+        *compare_norms(norms, case.facts["grad_norm"], allowed),
+        *compare_norms(of_inputs, given, allowed, "gradient.input"),
     ]
 
 

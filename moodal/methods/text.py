@@ -35,10 +35,11 @@ from torch import Tensor, nn
 from moodal.core.batch import Batch, Stream
 from moodal.core.errors import MoodalError, check
 from moodal.core.method import Losses, Method, MethodConfig, Output
-from moodal.core.spec import MODALITIES, DataSpec, Modality, Needs, Role, StreamSpec
+from moodal.core.spec import MODALITIES, DataSpec, Needs, Role, StreamSpec
 from moodal.layers.experts import Routing, balance_loss, router_z_loss
 from moodal.layers.fusion import GatedFusion, MeanFusion
 from moodal.layers.heads import Head
+from moodal.layers.inputs import text_encoder
 from moodal.layers.masks import check_steps, masked_mean, pad_steps
 from moodal.layers.routed import MixtureTransformer, PlainLayer, RoutedLayer
 from moodal.layers.temporal import AttentionAlignment, GatedAlignment, MambaAlignment, NoAlignment
@@ -50,8 +51,7 @@ from moodal.losses.task import RegressionLoss, task_loss
 class TextConfig(MethodConfig):
     """Settings of TEXT; the defaults are the paper's for MOSI, except ``max_steps`` (there 50) and ``capacity`` (1.0)."""
 
-    modalities: tuple[Modality, ...] = MODALITIES  # streams used; with text alone, explanations stand in for the others
-    explanations: bool = True  # encode the explanations of voice and face
+    explanations: bool = True  # encode the explanations of voice and face; with text alone they stand in for the others
     comment: bool = True  # join the overall comment to the transcript (with explanations only)
     max_steps: int = 128  # positions per segment
     width: int = 128
@@ -79,6 +79,7 @@ class TextConfig(MethodConfig):
     reference: bool = False  # no masks after the text encoder, streams padded to max_steps: the published computation
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in (
             "max_steps",
             "heads",
@@ -99,14 +100,6 @@ class TextConfig(MethodConfig):
             check(0 <= self.__dict__[name] < 1, f"{name} is {self.__dict__[name]}; it lies from 0 up to 1.")
         for name in ("balance", "router_z"):
             check(self.__dict__[name] >= 0, f"{name} is {self.__dict__[name]}; it cannot be negative.")
-        self._check_modalities()
-
-    def _check_modalities(self) -> None:
-        known = all(m in MODALITIES for m in self.modalities) and len(set(self.modalities)) == len(self.modalities)
-        check(
-            bool(self.modalities) and known,
-            f"modalities is {list(self.modalities)}; give one or more of {', '.join(MODALITIES)}, each once.",
-        )
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -147,7 +140,7 @@ class TEXT(Method):
         )
         self.kinds = {name: stream.kind for name, stream in inputs.items()}
         self.widths = {name: stream.width for name, stream in inputs.items()}
-        self.encoder = _text_encoder(inputs) if encoder is None else encoder
+        self.encoder = text_encoder(inputs.values()) if encoder is None else encoder
         self.projections = nn.ModuleDict({name: nn.Linear(stream.width, cfg.width) for name, stream in inputs.items()})
         self.sequences = nn.ModuleDict(
             {name: SequenceEncoder(cfg.width, steps=cfg.max_steps, **_layer(cfg)) for name in inputs}
@@ -288,22 +281,6 @@ def _inputs(cfg: TextConfig, spec: DataSpec) -> dict[str, StreamSpec]:
     }
     told = {explanation(role): spec.explanations[role] for role in cfg.roles if role in spec.explanations}
     return {**streams, **told}
-
-
-def _text_encoder(inputs: Mapping[str, StreamSpec]) -> nn.Module | None:
-    """One encoder for all token streams, None if there are none."""
-    streams = [stream for stream in inputs.values() if stream.kind == "tokens"]
-    names = {stream.encoder for stream in streams}
-    if not names:
-        return None
-    check(
-        len(names) == 1,
-        f"The text streams were tokenised for different encoders ({sorted(map(str, names))}); one is needed.",
-    )
-    from moodal.layers.pretrained import TextEncoder  # transformers is optional
-
-    config = streams[0].config  # known where the weights will come from a checkpoint
-    return TextEncoder(str(names.pop())) if config is None else TextEncoder.from_facts(config)
 
 
 def _layer(cfg: TextConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ indeed broken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_methods import STILL, TINY
 from torch.nn.functional import pad
 from toys import (
     READER,
-    TINY_TEXT,
     Killed,
     KilledAt,
     cpu_fabric,
@@ -40,10 +40,6 @@ from moodal.train.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-#: settings that make a method tiny; a method that is not here is tested with its defaults.
-TINY: Mapping[str, Mapping[str, Any]] = {"text": TINY_TEXT}
-#: settings that switch off what is random in training.
-STILL: Mapping[str, Mapping[str, Any]] = {"text": {"noise": False, "head_dropout": 0.0}}
 TASKS = ("regression", "classification")
 
 
