@@ -27,8 +27,10 @@ from moodal.core.random import seed_all
 from moodal.core.settings import DeviceConfig, RunConfig, StageConfig
 from moodal.core.spec import DataSpec
 from moodal.data import CORPORA
+from moodal.data.corpus import RawCorpus
 from moodal.methods import METHODS
 from moodal.metrics import protocol_named, score
+from moodal.missing import Degrader, with_missing
 from moodal.prepare import Prepared, Progress, from_checkpoint, prepare, read_corpus, verify_same_recipe
 from moodal.train.baseline import baseline_scores
 from moodal.train.evaluate import Predictions, evaluate
@@ -140,12 +142,20 @@ class Trained:
 
 def run_path(cfg: RunConfig, runs: Path) -> Path:
     """Where the run of ``cfg`` lives below ``runs``."""
-    return runs / cfg.corpus / cfg.method / digest(cfg, NOT_IN_NAME) / f"seed-{cfg.seed}"
+    unused = ("data.missing",) if cfg.data.missing.rate == 0 else ()
+    return runs / cfg.corpus / cfg.method / digest(cfg, (*NOT_IN_NAME, *unused)) / f"seed-{cfg.seed}"
 
 
-def load_data(cfg: RunConfig, *, progress: Progress | None = None, stored: Mapping[str, Any] | None = None) -> Prepared:
-    """Read the corpus of ``cfg`` and prepare what its method reads."""
-    return prepare(read_corpus(cfg), cfg, METHODS[cfg.method].needs(cfg.model), stored=stored, progress=progress)
+def load_data(
+    cfg: RunConfig,
+    *,
+    progress: Progress | None = None,
+    stored: Mapping[str, Any] | None = None,
+    raw: RawCorpus | None = None,
+) -> Prepared:
+    """Read the corpus of ``cfg`` (or take ``raw``) and prepare what its method reads, without ``cfg.data.missing``."""
+    raw, needs = read_corpus(cfg) if raw is None else raw, METHODS[cfg.method].needs(cfg.model)
+    return with_missing(raw, cfg, needs, prepare(raw, cfg, needs, stored=stored, progress=progress), progress)
 
 
 def train(
@@ -207,7 +217,7 @@ def write_results(
 ) -> None:
     """Write predictions, texts and last the scores, which mark the run as finished."""
     home.write_predictions(tables, data.spec.task)
-    home.write_inspection(tables)
+    home.write_inspection(tables, data.spec.task)
     home.write_texts({name: data.clips[name] for name in tables})
     scores = {name: score_table(data.facts.protocol, table) for name, table in tables.items()}
     baseline = baseline_scores(data.spec.task, data.splits, data.facts.protocol)
@@ -224,7 +234,7 @@ def write_results(
 
 def score_table(protocol: str, table: Predictions) -> dict[str, float]:
     """All metrics of a protocol over a table of predictions."""
-    return score(protocol, table.prediction, table.target, table.valid)
+    return score(protocol, table.prediction, table.target, table.valid, columns=table.columns)
 
 
 def select(cfg: RunConfig, data: Prepared, stage: str = "") -> Selection:
@@ -245,25 +255,41 @@ def select(cfg: RunConfig, data: Prepared, stage: str = "") -> Selection:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run made usable again: its settings, its method with the selected weights, and its data."""
+    """A run made usable again: its settings, its method with the selected weights, its data, and those as read."""
 
     folder: RunFolder
     cfg: RunConfig
     method: Method
     data: Prepared
+    raw: RawCorpus
+
+    def degrader(self, progress: Progress | None = None) -> Degrader:
+        """What makes splits of the run's data with something missing."""
+        return Degrader(
+            self.raw, self.cfg, METHODS[self.cfg.method].needs(self.cfg.model), self.data, progress=progress
+        )
 
 
-def open_run(path: Path, *, overrides: Mapping[str, Any] | None = None, fabric: Fabric | None = None) -> OpenedRun:
-    """Rebuild a run from its folder. ``overrides`` may move the data; other features than the run's are refused."""
+def open_run(
+    path: Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    fabric: Fabric | None = None,
+    raw: RawCorpus | None = None,
+) -> OpenedRun:
+    """Rebuild a run from its folder. ``overrides`` may move the data; other features than the run's are refused.
+
+    ``raw``: the corpus, where it was read before.
+    """
     cfg, home = stored_config(path, overrides), RunFolder(path)
-    description = home.data()
-    data = load_data(cfg, stored=description)
+    description, raw = home.data(), read_corpus(cfg) if raw is None else raw
+    data = load_data(cfg, stored=description, raw=raw)
     spec = from_checkpoint(data.spec, description)
     method = build_method(cfg, spec)
     last = method.stages()[-1].name
     name = f"best-{last}.pt" if home.has(f"best-{last}.pt") else "last.pt"
     home.restore(name, home.load(name), method)
-    return OpenedRun(home, cfg, method.to((fabric or Fabric(accelerator="cpu")).device), replace(data, spec=spec))
+    return OpenedRun(home, cfg, method.to((fabric or Fabric(accelerator="cpu")).device), replace(data, spec=spec), raw)
 
 
 def environment(fabric: Fabric, method: Method) -> dict[str, Any]:

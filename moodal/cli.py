@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import moodal
 from moodal import commands as run
 from moodal.core.errors import Interrupted, MoodalError
+from moodal.core.settings import Kind
 
 #: Where sub-commands are added.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _training_commands(commands)
     _scoring_commands(commands)
+    _robustness_command(commands)
     _importing_commands(commands)
     _looking_commands(commands)
     return top
@@ -145,6 +147,47 @@ def _scoring_commands(commands: Commands) -> None:
     _settings(part)
     part.add_argument("--runs", default="runs", help="folder of runs (default: runs)")
     part.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
+    _json(part)
+
+    part = _command(
+        commands,
+        "compare",
+        run.compare,
+        "Train several methods on one corpus over the same seeds and print one table.",
+        "moodal compare cmu_mosi linear text mib seed=1,2,3 data.root=DATA/cmu_mosi",
+    )
+    part.add_argument("corpus")
+    part.add_argument(
+        "methods", nargs="*", metavar="METHOD", help="the first is what the others are tested against (default: all)"
+    )
+    part.add_argument("--runs", default="runs", help="folder of runs (default: runs)")
+    part.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
+    part.set_defaults(settings=[])
+    _json(part)
+
+
+def _robustness_command(commands: Commands) -> None:
+    part = _command(
+        commands,
+        "robustness",
+        run.robustness,
+        "Score stored runs while more and more is missing: curves, the area under them, tables.",
+        "moodal robustness runs/ravdess --kind frames --rates 0,0.2,0.4,0.6,0.8,1 --out robustness/ravdess",
+    )
+    part.add_argument("folders", nargs="+", metavar="RUN", help="run folders, or folders of them; settings key=value")
+    about = (
+        "what happens: single steps dropped (the published protocol), whole modalities missing, ... (default: frames)"
+    )
+    part.add_argument("--kind", choices=get_args(Kind), help=about)
+    part.add_argument("--rates", metavar="R,R", help="shares from 0 to 1 (default: 0,0.1 ... 1)")
+    part.add_argument("--snr", metavar="DB,DB", help="of noise: signal-to-noise ratios (default: 20,10,5,0,-5,-10)")
+    part.add_argument("--seeds", metavar="N,N", help="of the draws (default: 111, the published masks)")
+    part.add_argument("--modalities", metavar="M,M", help="the streams it happens to (default: all it is meant for)")
+    about = "score each run at the data.missing.rate it was trained with (one model per rate, as published)"
+    part.add_argument("--matched", action="store_true", help=about)
+    part.add_argument("--split", choices=("valid", "test"), default="test", help="split to score (default: test)")
+    part.add_argument("--out", default="robustness", metavar="FOLDER", help="where to (default: robustness)")
+    part.set_defaults(settings=[])
     _json(part)
 
 

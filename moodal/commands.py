@@ -109,6 +109,75 @@ def ablate(options: argparse.Namespace) -> int:
     return 1 if finished.failed else 0
 
 
+def compare(options: argparse.Namespace) -> int:
+    """Train several methods on one corpus and print one table."""
+    from moodal.jobs import compare
+
+    overrides = _overrides([text for text in options.methods if "=" in text] + options.settings)
+    methods = [text for text in options.methods if "=" not in text]
+    found = compare(options.corpus, methods, overrides, seeds=_seeds(overrides), runs=Path(options.runs))
+    if found is None:
+        return 0
+    print({"markdown": found.table.markdown, "csv": found.table.csv, "latex": found.table.latex}[options.format]())
+    for recipe, fault in found.failures.items():
+        print(f"not trained: {recipe}: {fault}", file=sys.stderr)
+    print(f"open {found.page}", file=sys.stderr)
+    if options.json:
+        _print_json(found.as_json())
+    return 1 if found.failures else 0
+
+
+def robustness(options: argparse.Namespace) -> int:
+    """Score runs while more and more is missing."""
+    from moodal.jobs import robustness
+
+    settings = [text for text in options.folders if "=" in text and not Path(text).exists()]
+    folders = [Path(text) for text in options.folders if text not in settings]
+    overrides = _overrides(settings + options.settings)
+    found, files = robustness(folders, _plan(options), overrides, out=Path(options.out))
+    print(found.areas().markdown())
+    print("\n".join(f"wrote {path}" for path in files))
+    if options.json:
+        _print_json(found.as_json() | {"files": [str(path) for path in files]})
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> Any:
+    """The rates, seeds and modalities asked for; None for those that the runs were trained with."""
+    from moodal.bench.robustness import DECIBELS, RATES, Plan
+    from moodal.data.degrade import PUBLISHED, snr_to_rate
+
+    given = {name: vars(options)[name] for name in ("kind", "rates", "snr", "seeds", "modalities")}
+    if options.matched:
+        told = [f"--{name}" for name, value in given.items() if value is not None]
+        if told:
+            raise MoodalError(f"--matched takes what the runs were trained with; leave out {', '.join(told)}.")
+        return None
+    kind: Any = options.kind or "frames"
+    if (options.snr is not None and kind != "noise") or (options.rates is not None and kind == "noise"):
+        raise MoodalError("--snr is for --kind noise, and --rates for the other kinds.")
+    rates = tuple(_listed(options.rates, "rates", float)) or RATES
+    if kind == "noise":
+        decibels = tuple(_listed(options.snr, "snr", float)) or DECIBELS
+        rates = (0.0, *sorted(snr_to_rate(value) for value in decibels))
+    return Plan(
+        kind=kind,
+        rates=rates,
+        seeds=tuple(_listed(options.seeds, "seeds", int)) or (PUBLISHED,),
+        modalities=tuple(_listed(options.modalities, "modalities", str)),
+        split=options.split,
+    )
+
+
+def _listed(text: str | None, name: str, kind: type) -> list[Any]:
+    """The values of an option, separated by commas; none if it was not given. Raises ``MoodalError`` for other kinds."""
+    try:
+        return [] if text is None else [kind(part.strip()) for part in text.split(",")]
+    except ValueError:
+        wanted = "whole numbers" if kind is int else "numbers"
+        raise MoodalError(f"--{name} is '{text}'; expected {wanted} with commas between them.") from None
+
+
 def import_(options: argparse.Namespace) -> int:
     """Import a pickle into a store."""
     from moodal.console import WaitingBar

@@ -12,8 +12,10 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from moodal.bench import ablate as ablation
-from moodal.bench.compare import compare_runs
+from moodal.bench.compare import as_groups, compare_runs
 from moodal.bench.report import report_run
+from moodal.bench.robustness import Plan, Robustness, matched_groups, measure, names_of
+from moodal.bench.runs import StoredRun
 from moodal.bench.tables import Table
 from moodal.build import (
     Trained,
@@ -232,6 +234,88 @@ def ablate(
     rows = ablation.plan(METHODS[cfg.method].ablations, overrides)
     finished = ablation.run(rows, trained, recipe=recipe, seeds=seeds or [cfg.seed], progress=announce)
     return finished, ablation.ablation_table(finished)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several recipes of one corpus over the same seeds: the table, the page to open, and what failed by recipe."""
+
+    table: Table
+    page: Path
+    runs: Mapping[str, SeedResults]
+    failures: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """{"methods": {recipe: as of train}, "failures": {recipe: reason}, "page": path}."""
+        methods = {recipe: found.summary() for recipe, found in self.runs.items()}
+        return {"methods": methods, "failures": dict(self.failures), "page": str(self.page)}
+
+
+def compare(
+    corpus: str, methods: Sequence[str], overrides: Mapping[str, Any], *, seeds: Sequence[int], runs: Path
+) -> Comparison | None:
+    """Train ``methods`` (none: all with a recipe for ``corpus``) over ``seeds``; the first is what others are tested against.
+
+    Finished runs are not made again, and a recipe that fails does not cost the others. None on processes other than
+    the first. Raises ``MoodalError`` if nothing could be trained.
+    """
+    asked = [f"{corpus}/{method}" for method in methods] or [
+        name for name in recipes() if name.startswith(f"{corpus}/")
+    ]
+    if not asked:
+        known = ", ".join(sorted({name.partition("/")[0] for name in recipes()}))
+        raise MoodalError(f"There is no recipe for '{corpus}'; there are recipes for {known}.")
+    configs = {recipe: configure(recipe, overrides).config for recipe in asked}  # all settings before the first hour
+    done: dict[str, SeedResults] = {}
+    failures: dict[str, str] = {}
+    for place, recipe in enumerate(configs, 1):
+        print(f"recipe {recipe} ({place} of {len(configs)})", file=sys.stderr)
+        try:
+            found = train_seeds(recipe, overrides, seeds=seeds, runs=runs)
+        except Interrupted:
+            raise
+        except MoodalError as fault:
+            failures[recipe] = str(fault)
+            continue
+        if found is None:
+            return None
+        done[recipe] = found
+    if not done:
+        raise MoodalError("; ".join(f"{recipe}: {fault}" for recipe, fault in failures.items()))
+    names = [METHODS[configs[recipe].method].title.partition(":")[0] for recipe in done]
+    folders = [run.folder for found in done.values() for run in found.runs.values()]
+    page = report_run(folders, runs / corpus / "compare.html", names=names)
+    return Comparison(compare_runs(folders, names=names), page, done, failures)
+
+
+def robustness(
+    folders: Sequence[Path], plan: Plan | None, overrides: Mapping[str, Any], *, out: Path
+) -> tuple[Robustness, list[Path]]:
+    """Score stored runs while more and more is missing, and write tables and plots to ``out``.
+
+    ``plan`` None: each run at the rate it was trained with. Returns the numbers and the files.
+    """
+    other = [key for key in overrides if not key.startswith("device.") and key not in ("data.root", "train.eval_batch")]
+    if other:
+        raise MoodalError(
+            f"{', '.join(other)}: a run is scored with its own settings; only device.*, data.root and train.eval_batch "
+            "may change."
+        )
+    groups: Sequence[Sequence[StoredRun]] = as_groups(list(folders))
+    if plan is None:
+        groups = matched_groups(groups)
+    names = [_titled(name, group[0].method) for name, group in zip(names_of(groups), groups, strict=True)]
+    fabric = make_fabric(stored_config(groups[0][0].path, overrides).device)
+    fabric.launch()
+    with WaitingBar("robustness") as waiting:
+        found = measure(groups, plan, names=names, overrides=overrides, fabric=fabric, progress=waiting)
+    return found, found.write(out)
+
+
+def _titled(name: str, method: str) -> str:
+    """The name of a configuration with its method's title in place of the method's name."""
+    title = METHODS[method].title.partition(":")[0]
+    return title + name.removeprefix(method)
 
 
 def demo(runs: Path) -> str:

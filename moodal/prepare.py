@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,24 @@ import torch
 from moodal.core.batch import Target
 from moodal.core.errors import DataError
 from moodal.core.files import plain
-from moodal.core.settings import RunConfig, StreamData
-from moodal.core.spec import ROLES, Classification, DataSpec, Modality, Needs, Role, StreamSpec, Task
+from moodal.core.settings import RunConfig
+from moodal.core.spec import (
+    ROLES,
+    Classification,
+    DataSpec,
+    Identification,
+    Modality,
+    Needs,
+    Regression,
+    StreamSpec,
+    Task,
+)
 from moodal.data import CORPORA
 from moodal.data.corpus import SPLITS, Clip, CorpusFacts, RawCorpus
 from moodal.data.ragged import Ragged
 from moodal.data.split import Split
-from moodal.data.transforms import Transform, clip_statistics, fit, pooled, rooted, verify_width
-
-#: Between the transcript and the overall comment (text.md: "text residual").
-JOIN = " | "
-
-#: Called with (done, to do) while something slow is made.
-Progress = Callable[[int, int], None]
+from moodal.data.transforms import Transform, fit, verify_width
+from moodal.derive import Derivation, Derived, Progress, explained, settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +65,11 @@ def _verify(raw: RawCorpus) -> None:
             raise DataError(
                 f"{raw.facts.name}: the {split} split is empty; training needs clips in train, valid and test."
             )
-    for name, stream in [*raw.streams.items(), *raw.tokens.items()]:
-        if len(stream) != len(raw.clips):
+    by_row: list[tuple[str, Sized]] = [*raw.streams.items(), *raw.tokens.items(), *raw.columns.items()]
+    for name, rows in by_row:
+        if len(rows) != len(raw.clips):
             raise DataError(
-                f"{raw.facts.name}: {name} has {len(stream)} rows for {len(raw.clips)} clips; import it again."
+                f"{raw.facts.name}: {name} has {len(rows)} rows for {len(raw.clips)} clips; import it again."
             )
 
 
@@ -81,122 +87,18 @@ def prepare(
     ``stored``: the data.json of a run whose statistics are used instead of new ones, and whose feature recipe the
     data must match (``DataError`` naming the difference otherwise).
     """
-    raw = _explained(raw, cfg, needs)
-    text, explanations, text_facts = _text_streams(raw, cfg, needs, cache or cache_folder(), progress, stored)
-    raw_streams: dict[Modality, Ragged] = {}
-    if text is not None:
-        raw_streams["text"] = text
-    settings: dict[Modality, StreamData] = {"audio": cfg.data.audio, "vision": cfg.data.vision}
-    for name, setting in settings.items():
-        if name in needs.modalities and name in raw.streams:
-            stream = rooted(raw.streams[name]) if setting.root else raw.streams[name]
-            raw_streams[name] = pooled(stream, setting.pool).truncated(setting.limit)
-    described = _describe(raw, cfg, tuple(raw_streams), text_facts)
+    raw = explained(raw, cfg, needs)
+    derivation = Derivation(cfg=cfg, needs=needs, cache=cache or cache_folder(), stored=stored, progress=progress)
+    derived = derivation(raw)
+    described = _describe(raw, cfg, tuple(derived.streams), derived.facts)
     if stored is not None:
         verify_same_recipe(stored, described)
-    statistics = _statistics(raw, raw_streams, settings)
-    transforms = _transforms(raw, raw_streams, settings, statistics, stored)
+    transforms = _transforms(raw, derived, cfg, stored)
     description = {**described, "transforms": {name: t.state() for name, t in transforms.items()}}
-    splits = {name: _split(raw, name, raw_streams, explanations, transforms, statistics) for name in SPLITS}
-    spec = _spec(raw, cfg, raw_streams, explanations, transforms, text_facts)
+    splits = {name: make_split(raw, name, derived, transforms) for name in SPLITS}
+    spec = _spec(raw, cfg, derived, transforms)
     clips = {name: tuple(raw.clips[i] for i in raw.positions(name)) for name in SPLITS}
     return Prepared(facts=raw.facts, spec=spec, splits=splits, clips=clips, description=description)
-
-
-def _explained(raw: RawCorpus, cfg: RunConfig, needs: Needs) -> RawCorpus:
-    """Fill absent explanations with measured ones, if the method reads any."""
-    if cfg.data.explainer == "stored" or not (needs.explanations or needs.comment):
-        return raw
-    from moodal.explain.measured import explain_corpus
-
-    return explain_corpus(raw)
-
-
-def _text_streams(
-    raw: RawCorpus,
-    cfg: RunConfig,
-    needs: Needs,
-    cache: Path,
-    progress: Progress | None,
-    stored: Mapping[str, Any] | None,
-) -> tuple[Ragged | None, dict[Role, Ragged], dict[str, Any]]:
-    """The text stream, the explanation streams, and what to remember of how they were made."""
-    mode, encoder, limit = cfg.data.text.mode, cfg.data.text.encoder, cfg.data.text.max_tokens
-    reads_text = "text" in needs.modalities
-    texts = _texts(raw, needs) if reads_text else None
-    said: dict[Role, list[str]] = {
-        role: [clip.explanations.get(role, "") for clip in raw.clips] for role in needs.explanations
-    }
-    said = {role: lines for role, lines in said.items() if any(lines)}
-    if mode == "tokens":
-        return _stored_tokens(raw, cfg, needs, stored)
-    from moodal.features.text import encode_frozen, tokenise
-
-    def make(lines: Sequence[str]) -> Ragged:
-        if mode == "finetune":
-            return tokenise(lines, encoder, limit)
-        return encode_frozen(lines, encoder, limit, cache / "text", progress)
-
-    facts: dict[str, Any] = {"mode": mode, "max_tokens": limit, "comment": needs.comment}
-    text: Ragged | None = None
-    if reads_text and mode == "features":
-        if "text" not in raw.streams:
-            raise DataError(
-                f"{raw.facts.name} stores no text features; set data.text.mode to frozen or finetune, which encode its raw text."
-            )
-        text = raw.streams["text"].truncated(limit)
-        facts["features"] = asdict(raw.recipes["text"])
-    elif texts is not None and any(texts):
-        text = make(texts)
-    explanations = {role: make(lines) for role, lines in said.items()}
-    if explanations or (text is not None and mode != "features"):
-        facts |= _encoder_facts(encoder)
-    return text, explanations, facts
-
-
-def _encoder_facts(encoder: str) -> dict[str, Any]:
-    from moodal.layers.pretrained import resolve
-
-    found = resolve(encoder)
-    return {
-        "encoder": found.name, "revision": found.revision, "tokenizer": found.tokenizer, "width": found.width,
-        "config": dict(found.config),
-    }  # fmt: skip
-
-
-def _texts(raw: RawCorpus, needs: Needs) -> list[str]:
-    """Transcripts, each followed by its overall comment where the method reads one."""
-    if not needs.comment:
-        return [clip.text for clip in raw.clips]
-    return [JOIN.join(part for part in (clip.text, clip.explanations.get("comment", "")) if part) for clip in raw.clips]
-
-
-def _stored_tokens(
-    raw: RawCorpus, cfg: RunConfig, needs: Needs, stored: Mapping[str, Any] | None
-) -> tuple[Ragged | None, dict[Role, Ragged], dict[str, Any]]:
-    """Token ids that came with the corpus; the encoder must know all of them.
-
-    A run holds its encoder, so a stored run needs none to be found.
-    """
-    limit = cfg.data.text.max_tokens
-    if "text" not in raw.tokens:
-        raise DataError(
-            f"{raw.facts.name} stores no token ids; set data.text.mode to finetune, which tokenises its raw text."
-        )
-    encoder = _encoder_facts(cfg.data.text.encoder) if stored is None else dict(stored["text"])
-    facts = {**encoder, "mode": "tokens", "max_tokens": limit, "comment": False}
-    vocabulary = int(facts["config"].get("vocab_size", 0))
-    largest = max(int(ids.values.max(initial=0)) for ids in raw.tokens.values())
-    if vocabulary and largest >= vocabulary:
-        raise DataError(
-            f"text was tokenised with ids up to {largest} and {cfg.data.text.encoder} knows {vocabulary}; "
-            "set data.text.encoder to the encoder it was made for."
-        )
-    roles: dict[Role, Ragged] = {
-        role: raw.tokens[role].truncated(limit) for role in needs.explanations if role in raw.tokens
-    }
-    text = raw.tokens["text"].truncated(limit) if "text" in needs.modalities else None
-    return text, roles, facts
 
 
 def _describe(
@@ -225,6 +127,8 @@ def task_facts(task: Task) -> dict[str, Any]:
     """A task as plain values."""
     if isinstance(task, Classification):
         return {"kind": "classification", "classes": list(task.classes)}
+    if isinstance(task, Identification):
+        return {"kind": "identification", "identities": task.identities}
     return {"kind": "regression", "low": task.low, "high": task.high}
 
 
@@ -252,84 +156,50 @@ def _differences(path: str, ours: Any, theirs: Any) -> list[str]:
     return [] if ours == theirs else [f"{path} was {ours!r} and is {theirs!r}"]
 
 
-def _statistics(
-    raw: RawCorpus, streams: Mapping[Modality, Ragged], settings: Mapping[Modality, StreamData]
-) -> dict[Modality, np.ndarray]:
-    """Clip statistics (N, K) of the streams that want them.
-
-    Those of the voice include what the explainer measures of it (pitch, its movement, pauses, ...), 0 where it cannot.
-    """
-    found: dict[Modality, np.ndarray] = {}
-    for name, setting in settings.items():
-        if name in streams and setting.statistics:
-            found[name] = clip_statistics(raw.streams[name], streams[name], raw.recipes[name].channels)
-    if "audio" in found:
-        from moodal.explain.voice import measure
-
-        measured = [np.nan_to_num(values).astype(np.float32) for values in measure(raw).values()]
-        found["audio"] = np.column_stack([found["audio"], *measured])
-    return found
-
-
 def _transforms(
-    raw: RawCorpus,
-    streams: Mapping[Modality, Ragged],
-    settings: Mapping[Modality, StreamData],
-    statistics: Mapping[Modality, np.ndarray],
-    stored: Mapping[str, Any] | None,
+    raw: RawCorpus, derived: Derived, cfg: RunConfig, stored: Mapping[str, Any] | None
 ) -> dict[Modality, Transform]:
     """What is done to audio and vision: fitted on the training split, or as a run remembers it."""
     train, transforms = raw.positions("train"), {}
-    for name, setting in settings.items():
-        if name not in streams:
+    for name, setting in settings_of(cfg.data).items():
+        stream = derived.streams.get(name)
+        if stream is None or stream.pictures:
             continue
         state = None if stored is None else stored["transforms"].get(name)
         if state is not None:
             transforms[name] = Transform.from_state(state)
-            verify_width(transforms[name], name, streams[name].width)
+            verify_width(transforms[name], name, stream.width)
         elif stored is None:
-            numbers = statistics[name][train] if name in statistics else None
-            transforms[name] = fit(streams[name].select(train), setting, numbers)
+            numbers = derived.statistics[name][train] if name in derived.statistics else None
+            transforms[name] = fit(stream.select(train), setting, numbers)
     return transforms
 
 
-def _split(
-    raw: RawCorpus,
-    name: str,
-    streams: Mapping[Modality, Ragged],
-    explanations: Mapping[Role, Ragged],
-    transforms: Mapping[Modality, Transform],
-    statistics: Mapping[Modality, np.ndarray],
-) -> Split:
+def make_split(raw: RawCorpus, name: str, derived: Derived, transforms: Mapping[Modality, Transform]) -> Split:
+    """The split ``name`` of what was derived from ``raw``."""
     where = raw.positions(name)
     clips = [raw.clips[i] for i in where]
     return Split(
         ids=tuple(clip.id for clip in clips),
-        streams={m: stream.select(where) for m, stream in streams.items()},
-        explanations={role: stream.select(where) for role, stream in explanations.items()},
+        streams={m: stream.select(where) for m, stream in derived.streams.items()},
+        explanations={role: stream.select(where) for role, stream in derived.explanations.items()},
         target=_target(clips, raw.facts.task),
         words=tuple(clip.text for clip in clips),
         transforms=transforms,
-        statistics={m: torch.from_numpy(numbers[where]) for m, numbers in statistics.items()},
+        statistics={m: torch.from_numpy(numbers[where]) for m, numbers in derived.statistics.items()},
+        columns={name: torch.from_numpy(column[where]) for name, column in raw.columns.items()},
     )
 
 
 def _target(clips: Sequence[Clip], task: Task) -> Target:
     valid = np.array([clip.label is not None for clip in clips])
     values = np.array([0.0 if clip.label is None else clip.label for clip in clips])
-    kind = np.int64 if isinstance(task, Classification) else np.float32
+    kind = np.float32 if isinstance(task, Regression) else np.int64
     return Target(torch.from_numpy(values.astype(kind)), torch.from_numpy(valid))
 
 
-def _spec(
-    raw: RawCorpus,
-    cfg: RunConfig,
-    streams: Mapping[Modality, Ragged],
-    explanations: Mapping[Role, Ragged],
-    transforms: Mapping[Modality, Transform],
-    text: Mapping[str, Any],
-) -> DataSpec:
-    tokens = cfg.data.text.mode in ("finetune", "tokens")
+def _spec(raw: RawCorpus, cfg: RunConfig, derived: Derived, transforms: Mapping[Modality, Transform]) -> DataSpec:
+    tokens, text = cfg.data.text.mode in ("finetune", "tokens"), derived.facts
 
     def written(stream: Ragged) -> StreamSpec:
         if tokens:
@@ -337,15 +207,17 @@ def _spec(
         return StreamSpec("features", stream.width)
 
     specs: dict[Modality, StreamSpec] = {}
-    for name, stream in streams.items():
+    for name, stream in derived.streams.items():
         if name == "text":
             specs[name] = written(stream)
+        elif stream.pictures:
+            specs[name] = StreamSpec("pictures", stream.width)
         else:
             specs[name] = StreamSpec("features", transforms[name].out if name in transforms else stream.width)
     return DataSpec(
         streams=specs,
         task=raw.facts.task,
-        explanations={role: written(stream) for role, stream in explanations.items()},
+        explanations={role: written(stream) for role, stream in derived.explanations.items()},
         size={name: len(raw.positions(name)) for name in SPLITS},
     )
 

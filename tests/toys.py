@@ -266,6 +266,15 @@ def with_explanations(data: Prepared, *, width: int = 7, seed: int = 0) -> Prepa
     return replace(data, splits=splits, spec=replace(data.spec, explanations=told))
 
 
+def with_degraded(data: Prepared, *, seed: int = 0) -> Prepared:
+    """``data`` whose training split has a second view of itself: a third of all steps are zeros there."""
+    draw, train = np.random.default_rng(seed), data.splits["train"]
+    observed = {m: Ragged(draw.random(len(s.values)) > 1 / 3, s.offsets) for m, s in train.streams.items()}
+    streams = {m: Ragged(s.values * observed[m].values[:, None], s.offsets) for m, s in train.streams.items()}
+    second = replace(train, streams=streams, observed=observed)
+    return replace(data, splits={**data.splits, "train": replace(train, second=second)})
+
+
 def make_method(cls: type[Method], cfg: RunConfig, data: Prepared) -> Method:
     """``cls`` with weights drawn as a run of ``cfg`` draws them."""
     seed_all(initial_seed(cfg))

@@ -30,6 +30,9 @@ SHOWN = (
     "accuracy",
     "uar",
     "weighted_f1",
+    "rank1",
+    "rank10",
+    "map",
 )
 
 #: What training gives for a seed: {"valid": scores, "test": scores, "run": path}.

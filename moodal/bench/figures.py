@@ -12,7 +12,7 @@ from moodal.bench.names import ordered
 from moodal.bench.runs import StoredRun, part
 from moodal.bench.tables import Number
 from moodal.core.errors import MoodalError
-from moodal.core.spec import Classification
+from moodal.core.spec import Classification, Regression
 
 #: Split whose clips are shown; the first one that the run has predictions for.
 _SHOWN = ("test", "valid")
@@ -106,7 +106,9 @@ def _predictions(run: StoredRun) -> list[str]:
             )
         ]
     low, high = (
-        (task.low, task.high) if task is not None else (float(np.nanmin(table.target)), float(np.nanmax(table.target)))
+        (task.low, task.high)
+        if isinstance(task, Regression)
+        else (float(np.nanmin(table.target)), float(np.nanmax(table.target)))
     )
     drawn = plots.prediction_scatter(table.target, table.prediction, low=low, high=high)
     return [html.figure(drawn, caption=f"{caption} Brighter: more clips nearby. Dashed: perfect predictions.")]

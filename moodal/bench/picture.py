@@ -12,7 +12,7 @@ from moodal.bench.figures import shown_split
 from moodal.bench.runs import StoredRun
 from moodal.core.errors import MoodalError
 from moodal.core.files import aside
-from moodal.core.spec import Classification
+from moodal.core.spec import Classification, Regression
 
 _TEXT, _AUDIO, _VISION = (style.MODALITY_COLOURS[name] for name in ("text", "audio", "vision"))
 _PLAIN = "#5b6472"
@@ -54,7 +54,7 @@ def _results(part: Any, run: StoredRun) -> None:
     )
     if isinstance(task, Classification):
         plots.confusion_into(rows[0][0], table.target, prediction=table.prediction, classes=task.classes)
-    elif task is not None:
+    elif isinstance(task, Regression):
         plots.scatter_into(rows[0][0], table.target, prediction=table.prediction, low=task.low, high=task.high)
     if gates is not None and task is not None:
         bins = plots.label_bins(table.target, task)

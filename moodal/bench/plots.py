@@ -13,8 +13,8 @@ import numpy.typing as npt
 from moodal.bench.names import metric_column
 from moodal.bench.style import COLOURS, FAINT, GRID, INK, MAP, MODALITY_COLOURS, new_figure, styled, svg
 from moodal.bench.tables import Number
-from moodal.core.errors import check
-from moodal.core.spec import Classification, Task
+from moodal.core.errors import MoodalError, check
+from moodal.core.spec import Classification, Identification, Task
 
 Floats = npt.NDArray[np.float64]
 History = Mapping[str, tuple[Any, ...]]
@@ -45,6 +45,8 @@ def label_bins(target: Floats, task: Task) -> Bins:
     if isinstance(task, Classification):
         place[labelled] = target[labelled].astype(np.int64)
         return Bins(place, task.classes)
+    if isinstance(task, Identification):
+        raise MoodalError("Pictures that are ranked have no label to sort them by.")
     if task.high - task.low >= 4:
         centres = np.arange(np.ceil(task.low), np.floor(task.high) + 1)
         nearest = np.clip(np.rint(target[labelled]), centres[0], centres[-1]) - centres[0]

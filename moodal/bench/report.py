@@ -25,7 +25,7 @@ from moodal.bench.scoring import SplitScores, baseline, score_split
 from moodal.bench.worst import worst_clips
 from moodal.core.errors import MoodalError
 from moodal.core.files import write_text
-from moodal.core.spec import Classification
+from moodal.core.spec import Classification, Identification, Task
 
 _LOG = logging.getLogger(__name__)
 
@@ -103,7 +103,19 @@ def _headline(scores: SplitScores) -> list[tuple[str, str]]:
     shown = []
     for key in [
         key
-        for key in ("mae", "corr", "acc2_non0", "acc7", "accuracy", "uar", "weighted_f1", "ccc")
+        for key in (
+            "mae",
+            "corr",
+            "acc2_non0",
+            "acc7",
+            "accuracy",
+            "uar",
+            "weighted_f1",
+            "ccc",
+            "rank1",
+            "rank10",
+            "map",
+        )
         if key in scores.cells
     ][:4]:
         column, cell = metric_column(key), scores.cells[key]
@@ -117,24 +129,26 @@ def _facts(group: Group, planned: int | None) -> list[tuple[str, str]]:
     first = group[0]
     selection, sizes = part(first.scores, "selection"), part(first.data, "sizes")
     missing = f" of {planned} planned" if planned is not None and planned > len(group) else ""
-    task = first.task
-    kind = (
-        "unknown"
-        if task is None
-        else f"{len(task.classes)} classes"
-        if isinstance(task, Classification)
-        else f"{task.low:g} to {task.high:g}"
-    )
     return [
         ("Method", first.method),
         ("Corpus", first.corpus),
-        ("Task", kind),
+        ("Task", _task(first.task)),
         ("Metric protocol", first.protocol or "not recorded"),
         ("Epoch chosen by", _selection(selection)),
         ("Seeds", f"{len(group)}{missing}"),
         ("Clips", ", ".join(f"{name} {size}" for name, size in sizes.items()) or "not recorded"),
         ("Parameters", _grouped(first.environment.get("parameters"))),
     ]
+
+
+def _task(task: Task | None) -> str:
+    if task is None:
+        return "unknown"
+    if isinstance(task, Classification):
+        return f"{len(task.classes)} classes"
+    if isinstance(task, Identification):
+        return f"whose picture it is, trained on {task.identities} people"
+    return f"{task.low:g} to {task.high:g}"
 
 
 def _selection(selection: Mapping[str, object]) -> str:

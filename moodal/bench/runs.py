@@ -16,7 +16,7 @@ import numpy.typing as npt
 import yaml
 
 from moodal.core.errors import DataError, MoodalError
-from moodal.core.spec import MODALITIES, Classification, Regression, Task
+from moodal.core.spec import MODALITIES, Classification, Identification, Regression, Task
 
 Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -172,6 +172,9 @@ class StoredRun:
     def configuration(self) -> dict[str, Any]:
         """The settings that matter for the numbers: all but seed, machine (its precision stays) and logger."""
         settings = {key: value for key, value in self.config.items() if key not in ("seed", "device")}
+        missing = part(part(self.config, "data"), "missing")
+        if "data" in settings and not missing.get("rate"):  # nothing is missing, whatever the kind
+            settings["data"] = {key: value for key, value in part(self.config, "data").items() if key != "missing"}
         train = {key: value for key, value in part(self.config, "train").items() if key != "tensorboard"}
         return settings | {"train": train, "precision": part(self.config, "device").get("precision")}
 
@@ -248,6 +251,8 @@ def task_of(data: Mapping[str, Any]) -> Task | None:
             return Regression(float(task["low"]), float(task["high"]))
         if task.get("kind") == "classification":
             return Classification(tuple(str(name) for name in task["classes"]))
+        if task.get("kind") == "identification":
+            return Identification(int(task["identities"]))
     except (KeyError, TypeError, ValueError):
         return None
     return None
@@ -315,6 +320,10 @@ def _number(cell: str | None) -> float:
 
 
 def _predictions(file: Path, task: Task | None) -> Mapping[str, Predictions]:
+    if isinstance(task, Identification):
+        raise DataError(
+            f"{file} says whose pictures these are; they were ranked by the embeddings in inspection.safetensors."
+        )
     columns, rows = _rows(file)
     if not {"split", "id", "target", "prediction"} <= set(columns):
         raise DataError(

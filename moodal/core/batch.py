@@ -32,9 +32,10 @@ def _map(value: Any, function: Any) -> Any:
 class Stream:
     """One modality of N rows. A missing modality is a row whose mask is False throughout."""
 
-    data: Tensor  # (N, T, D) features | (N, T) token ids
+    data: Tensor  # (N, T, D) features | (N, T) token ids | (N, T, 3, H, W) bytes of pictures
     mask: Tensor  # (N, T) bool: True on real steps
     whole: int = 0  # how many of the last columns describe the whole clip, the same at each step
+    observed: Tensor | None = None  # (N, T) bool, of a degraded view: True on the real steps left as they were
 
     def __len__(self) -> int:
         return self.mask.shape[0]
@@ -90,6 +91,7 @@ class Batch:
     degraded: Mapping[Modality, Stream] | None = None  # a second view of the same rows
     companions: "Batch | None" = None  # rows drawn for these rows (positives, negatives)
     dialogue: Dialogue | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # (N, ...) whole numbers known of a row: its camera
 
     def __len__(self) -> int:
         return len(self.ids)

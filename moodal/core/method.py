@@ -38,7 +38,10 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass gives. ``prediction`` is (N,) for regression, (N, C) logits for classification."""
+    """What a forward pass gives.
+
+    ``prediction`` is (N,) for regression, (N, C) logits for classification, (N, D) embeddings for identification.
+    """
 
     prediction: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)  # intermediate results by name, for losses
@@ -61,13 +64,18 @@ class Losses:
 class Group:
     """Parameters that share a learning rate, named by the method and given numbers by the recipe.
 
-    ``modules`` may be modules or single parameters; those of ``without`` are left out.
+    ``modules`` may be modules or single parameters; those of ``without`` are left out. ``still``: the gradients count
+    in the norm that is clipped, and the parameters stay where they are (some published code clips so).
     """
 
     def __init__(
-        self, name: str, *modules: nn.Module | nn.Parameter, without: Sequence[nn.Module | nn.Parameter] = ()
+        self,
+        name: str,
+        *modules: nn.Module | nn.Parameter,
+        without: Sequence[nn.Module | nn.Parameter] = (),
+        still: bool = False,
     ) -> None:
-        self.name, self._modules, self._without = name, modules, tuple(without)
+        self.name, self.still, self._modules, self._without = name, still, modules, tuple(without)
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters, each once, in registration order."""
@@ -144,6 +152,9 @@ class Split(Protocol):
 
     @property
     def target(self) -> Target | None: ...
+
+    @property
+    def columns(self) -> Mapping[str, Tensor]: ...
 
     def __len__(self) -> int: ...
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from moodal.core.errors import check
+from moodal.core.spec import MODALITIES, Modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,33 @@ class StreamData:
         check(self.limit is None or self.limit >= 1, f"limit is {self.limit}; it must be 1 or more, or null.")
 
 
+#: Kinds of damage (data/degrade.py).
+Kind: TypeAlias = Literal["frames", "modality", "block", "noise", "blur", "freeze"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingData:
+    """What is taken out of the data, in training, validation and test alike; ``rate`` 0: nothing.
+
+    ``kind``: single steps ("frames", the published protocol), whole modalities of a clip, one block of steps, Gaussian
+    noise, a stream smoothed over time, a stream that stands still from a step on. ``rate``: the share of it, from 0 to
+    1; of noise its share in the power of the sum. ``seed``: of the draws; 111 stands for the published masks.
+    ``modalities``: the streams it happens to (empty: all that the kind is meant for).
+    """
+
+    kind: Kind = "frames"
+    rate: float = 0.0
+    seed: int = 111
+    modalities: tuple[Modality, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(0 <= self.rate <= 1, f"rate is {self.rate}; it is a share from 0 to 1.")
+        check(self.kind != "noise" or self.rate < 1, "rate is 1.0; noise alone has no signal, give less than 1.")
+        check(self.seed >= 0, f"seed is {self.seed}; it cannot be negative.")
+        known = all(m in MODALITIES for m in self.modalities) and len(set(self.modalities)) == len(self.modalities)
+        check(known, f"modalities is {list(self.modalities)}; give some of {', '.join(MODALITIES)}, each once.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the data are and how they enter."""
@@ -56,6 +84,7 @@ class DataConfig:
     vision: StreamData = field(default_factory=StreamData)
     #: "stored": only what the corpus brings; "measured": sentences made from measurements where it brings none.
     explainer: Literal["stored", "measured"] = "measured"
+    missing: MissingData = field(default_factory=MissingData)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +123,9 @@ class TrainConfig:
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     rate: float = 1e-3
     decay: float = 1e-2
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "step"] = "cosine"
     warmup: float = 0.1  # share of all steps
+    drops: tuple[float, ...] = ()  # of "step": shares of all steps at which the rate falls to a tenth
     clip: float | None = 1.0  # largest gradient norm of an optimiser; null: no clipping
     average: float | None = None  # decay per step of averaged weights used for evaluation; null: none
     patience: int | None = None  # stop after so many epochs without a better validation score; null: never
@@ -120,6 +150,10 @@ class TrainConfig:
         check(self.eval_batch >= 1, f"eval_batch is {self.eval_batch}; it must be 1 or more.")
         known = self.save_every is None or self.save_every >= 1
         check(known, f"save_every is {self.save_every}; it must be 1 or more, or null.")
+        check(all(0 < share < 1 for share in self.drops), f"drops is {self.drops}; each is a share of all steps.")
+        check(
+            bool(self.drops) <= (self.schedule == "step"), "drops is for train.schedule=step; leave it out otherwise."
+        )
         check(0 <= self.warmup < 1, f"warmup is {self.warmup}; it is a share of all steps, from 0 up to 1.")
         check(self.clip is None or self.clip > 0, f"clip is {self.clip}; it must be positive, or null.")
         known = self.average is None or 0 < self.average < 1

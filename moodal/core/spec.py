@@ -39,19 +39,34 @@ class Classification:
         return len(self.classes)
 
 
-Task = Regression | Classification
+@dataclass(frozen=True)
+class Identification:
+    """Who is in the picture: rows are ranked by the distance of their embeddings, queries against a gallery.
+
+    The ``identities`` of the training split are classes while training; those of the other splits are other people.
+    """
+
+    identities: int
+
+    @property
+    def outputs(self) -> int:
+        return self.identities
+
+
+Task = Regression | Classification | Identification
 
 
 @dataclass(frozen=True)
 class StreamSpec:
     """One input stream as the method will see it.
 
-    ``kind`` is ``"features"`` for (N, T, width) floats or ``"tokens"`` for (N, T) ids of the vocabulary of
-    ``encoder``; ``width`` is then the width of that encoder's states. ``config`` is the encoder's configuration
-    where its weights will come from a checkpoint, so that it is built without its pretrained weights.
+    ``kind`` is ``"features"`` for (N, T, width) floats, ``"tokens"`` for (N, T) ids of the vocabulary of ``encoder``
+    (``width`` is then the width of that encoder's states), or ``"pictures"`` for (N, T, width, H, W) bytes, ``width``
+    being the colours. ``config`` is the encoder's configuration where its weights will come from a checkpoint, so that
+    it is built without its pretrained weights.
     """
 
-    kind: Literal["features", "tokens"]
+    kind: Literal["features", "tokens", "pictures"]
     width: int
     encoder: str | None = None
     config: Mapping[str, Any] | None = None

@@ -10,9 +10,13 @@ CORPORA = Table(
         "synthetic": "moodal.data.synthetic:Synthetic",
         "cmu_mosi": "moodal.data.cmu_mosi:CmuMosi",
         "ravdess": "moodal.data.ravdess:Ravdess",
+        "pom": "moodal.data.pom:Pom",
         "mosi": "moodal.data.mosi:Mosi",
         "mosei": "moodal.data.mosei:Mosei",
         "sims": "moodal.data.sims:Sims",
         "sims_v2": "moodal.data.sims_v2:SimsV2",
+        "sysu_mm01": "moodal.data.sysu_mm01:SysuMm01",
+        "regdb": "moodal.data.regdb:RegDB",
+        "synthetic_reid": "moodal.data.synthetic_reid:SyntheticReid",
     },
 )

@@ -68,6 +68,7 @@ class RawCorpus:
     #: token ids given by the source ("text" and explanation roles), and the recipe that names their vocabulary.
     tokens: Mapping[str, Ragged] = field(default_factory=dict)
     token_recipe: FeatureRecipe | None = None
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # (clips, ...) whole numbers: camera, trials, ...
     source: Mapping[str, Any] = field(default_factory=dict)  # file names and SHA-256 checksums
 
     def positions(self, split: str) -> np.ndarray:

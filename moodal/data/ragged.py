@@ -15,8 +15,9 @@ from moodal.core.errors import DataError
 
 @dataclass(frozen=True)
 class Ragged:
-    """N sequences. ``values``: (steps of all rows, D) floats or (steps of all rows,) ids, possibly memory-mapped;
-    ``offsets``: (N + 1,) int64, row i is ``values[offsets[i]:offsets[i + 1]]``; an empty row is a missing stream."""
+    """N sequences. ``values``: (steps of all rows, D) floats, (steps of all rows,) ids or (steps of all rows, 3, H, W)
+    bytes of pictures, possibly memory-mapped; ``offsets``: (N + 1,) int64, row i is
+    ``values[offsets[i]:offsets[i + 1]]``; an empty row is a missing stream."""
 
     values: np.ndarray
     offsets: np.ndarray
@@ -44,8 +45,13 @@ class Ragged:
 
     @property
     def width(self) -> int:
-        """D, or 1 for ids."""
-        return self.values.shape[1] if self.values.ndim == 2 else 1
+        """D, the colours of pictures, or 1 for ids."""
+        return self.values.shape[1] if self.values.ndim > 1 else 1
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the steps are pictures."""
+        return self.values.ndim == 4
 
     @property
     def lengths(self) -> np.ndarray:
@@ -71,10 +77,10 @@ class Ragged:
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return Ragged(self.values[np.repeat(self.offsets[:-1], lengths) + within], offsets)
 
-    def pad(self, rows: np.ndarray) -> Stream:
-        """Rows as a padded stream (n, T, D) or (n, T) with its mask, T the longest of them (at least 1)."""
+    def pad(self, rows: np.ndarray, *, least: int = 1) -> Stream:
+        """Rows as a padded stream (n, T, D), (n, T) or (n, T, 3, H, W) with its mask, T the longest of them (at least ``least``)."""
         lengths = self.lengths[rows]
-        steps = np.arange(max(1, int(lengths.max(initial=0))))
+        steps = np.arange(max(least, int(lengths.max(initial=0))))
         real = steps[None, :] < lengths[:, None]
         data = np.zeros((*real.shape, *self.values.shape[1:]), dtype=self.values.dtype)
         data[real] = self.values[(self.offsets[rows][:, None] + steps)[real]]

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from moodal.core.errors import DataError
-from moodal.core.spec import Classification, Regression, Task
+from moodal.core.spec import Classification, Identification, Regression, Task
 from moodal.data.corpus import Clip, CorpusFacts, FeatureRecipe, RawCorpus
 from moodal.data.ragged import Ragged
 
@@ -323,9 +323,11 @@ def _facts_from_json(row: Mapping[str, Any]) -> CorpusFacts:
 
 
 def task_to_json(task: Task) -> dict[str, Any]:
-    """``{"kind": "regression", "low", "high"}`` or ``{"kind": "classification", "classes"}``."""
+    """``{"kind": ...}`` and "low" and "high" of a regression, "classes" or the number of "identities"."""
     if isinstance(task, Regression):
         return {"kind": "regression", "low": task.low, "high": task.high}
+    if isinstance(task, Identification):
+        return {"kind": "identification", "identities": task.identities}
     return {"kind": "classification", "classes": list(task.classes)}
 
 
@@ -333,4 +335,6 @@ def task_from_json(row: Mapping[str, Any]) -> Task:
     """The inverse of :func:`task_to_json`."""
     if row["kind"] == "regression":
         return Regression(row["low"], row["high"])
+    if row["kind"] == "identification":
+        return Identification(row["identities"])
     return Classification(tuple(row["classes"]))

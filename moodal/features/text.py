@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from moodal.core.errors import check
+from moodal.core.errors import MoodalError, check
 from moodal.data.ragged import Ragged
 from moodal.data.shards import Shards, new_shard
 from moodal.layers.pretrained import EncoderFacts, TextEncoder, load_tokenizer, resolve
@@ -19,6 +20,8 @@ from moodal.layers.pretrained import EncoderFacts, TextEncoder, load_tokenizer, 
 #: Tokens per batch of the frozen encoder, padding included, and texts per shard of the cache.
 BATCH_TOKENS = 4096
 SHARD_TEXTS = 16384
+#: Where BERT's published vocabularies have their unknown token.
+_BERT_UNKNOWN = 100
 #: Changes when the way of encoding changes, so that older caches are not read.
 _FORM = "1"
 
@@ -76,47 +79,87 @@ def encode_frozen(
     with (texts done, texts to do) while encoding.
     """
     facts = resolve(encoder)
-    folder = cache_dir / "text_states" / _recipe_key(facts, max_tokens, dtype)
-    distinct = list(dict.fromkeys(texts))
-    keys = [_key(text) for text in distinct]
-    shards = Shards(folder)
-    absent = np.flatnonzero(shards.find(keys).shard < 0)
-    if len(absent):
-        wanted = [distinct[place] for place in absent]
-        _encode_all(wanted, facts, max_tokens, folder, progress, np.dtype(dtype), torch.device(device))
-        shards = Shards(folder)
-    place = {key: number for number, key in enumerate(keys)}
-    where = shards.find([keys[place[_key(text)]] for text in texts])
-    check(not np.any(where.shard < 0), f"the cache {folder} changed while it was read; run again.")
-    if not len(texts):
-        return Ragged(np.zeros((0, facts.width), dtype), np.zeros(1, np.int64))
-    return shards.gather(where, facts.width, np.dtype(dtype))
+    folder = cache_dir / "text_states" / _recipe_key(facts, str(max_tokens), dtype)
+
+    def tokens(places: np.ndarray) -> Ragged:
+        return tokenise([texts[place] for place in places], facts, max_tokens)
+
+    into = _Into(folder, np.dtype(dtype), torch.device(device), progress)
+    return _cached([_key(text.encode()) for text in texts], tokens, facts, into)
 
 
-def _encode_all(
-    texts: list[str],
-    facts: EncoderFacts,
-    max_tokens: int,
-    folder: Path,
-    progress: Report | None,
-    dtype: np.dtype,
-    device: torch.device,
-) -> None:
-    """Encode distinct texts into new shards. Rows stay in the order given; batches are by length."""
-    rows = tokenise(texts, facts, max_tokens)
-    model = TextEncoder(facts.name).to(device).eval() if len(rows.values) else None
+def encode_tokens(
+    ids: Ragged, encoder: str, cache_dir: Path, progress: Report | None = None, *, device: str | torch.device = "cpu"
+) -> Ragged:
+    """Rows of token ids -> rows of (T_i, width) float32 states, as :func:`encode_frozen` gives them for texts.
+
+    For texts that were changed after they were tokenised. Each distinct row is encoded once and kept below ``cache_dir``.
+    """
+    facts = resolve(encoder)
+    folder = cache_dir / "token_states" / _recipe_key(facts, "tokens", "float32")
+    keys = [_key(np.ascontiguousarray(ids[row], dtype=np.int64).tobytes()) for row in range(len(ids))]
+    into = _Into(folder, np.dtype(np.float32), torch.device(device), progress)
+    return _cached(keys, ids.select, facts, into)
+
+
+def unknown_id(encoder: str, config: Mapping[str, Any] | None = None) -> int:
+    """The id that stands for an unknown word in the vocabulary of ``encoder``.
+
+    ``config``: the content of the encoder's config.json; where it is known to be a BERT and its tokenizer is not on this
+    machine, 100, which all published BERT vocabularies have there. Raises MoodalError where there is no such id.
+    """
+    try:
+        facts = resolve(encoder)
+    except MoodalError:
+        if (config or {}).get("model_type") != "bert":
+            raise
+        return _BERT_UNKNOWN
+    found = _known_tokenizer(facts.path, facts.name, facts.tokenizer).unk_token_id
+    check(found is not None, f"the vocabulary of {facts.name} has no unknown token, so no token can be dropped.")
+    return int(found)
+
+
+@dataclass(frozen=True)
+class _Into:
+    """Where states go, as what, and on which device they are made."""
+
+    folder: Path
+    dtype: np.dtype
+    device: torch.device
+    progress: Report | None
+
+
+def _cached(keys: Sequence[bytes], tokens: Callable[[np.ndarray], Ragged], facts: EncoderFacts, into: _Into) -> Ragged:
+    """The states of the rows called ``keys``; of those that are not in the cache, ``tokens`` gives the ids."""
+    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    distinct = list(dict.fromkeys(keys))
+    shards = Shards(into.folder)
+    absent = [distinct[place] for place in np.flatnonzero(shards.find(distinct).shard < 0)]
+    if absent:
+        _encode_all(absent, tokens(np.array([first[key] for key in absent])), facts, into)
+        shards = Shards(into.folder)
+    where = shards.find(keys)
+    check(not np.any(where.shard < 0), f"the cache {into.folder} changed while it was read; run again.")
+    if not len(keys):
+        return Ragged(np.zeros((0, facts.width), into.dtype), np.zeros(1, np.int64))
+    return shards.gather(where, facts.width, into.dtype)
+
+
+def _encode_all(keys: Sequence[bytes], rows: Ragged, facts: EncoderFacts, into: _Into) -> None:
+    """Encode distinct rows of ids into new shards. Rows stay in the order given; batches are by length."""
+    model = TextEncoder(facts.name).to(into.device).eval() if len(rows.values) else None
     done = 0
-    for start in range(0, len(texts), SHARD_TEXTS):
-        part = np.arange(start, min(start + SHARD_TEXTS, len(texts)))
+    for start in range(0, len(keys), SHARD_TEXTS):
+        part = np.arange(start, min(start + SHARD_TEXTS, len(keys)))
         lengths = rows.lengths[part]
-        keys = [_key(texts[row]) for row in part]
-        with new_shard(folder, keys, lengths, width=facts.width, dtype=dtype) as shard:
+        named = [keys[row] for row in part]
+        with new_shard(into.folder, named, lengths, width=facts.width, dtype=into.dtype) as shard:
             for batch in _batches(lengths):
                 if model is not None and lengths[batch].any():
-                    _encode_batch(model, rows, part[batch], shard, batch, device)
+                    _encode_batch(model, rows, part[batch], shard, batch, into.device)
                 done += len(batch)
-                if progress is not None:
-                    progress(done, len(texts))
+                if into.progress is not None:
+                    into.progress(done, len(keys))
 
 
 def _batches(lengths: np.ndarray) -> list[np.ndarray]:
@@ -149,10 +192,10 @@ def _known_tokenizer(path: Path, name: str, _digest: str) -> Any:
     return load_tokenizer(path, name)
 
 
-def _recipe_key(facts: EncoderFacts, max_tokens: int, dtype: str) -> str:
-    parts = [_FORM, facts.revision, facts.tokenizer, str(max_tokens), dtype]
+def _recipe_key(facts: EncoderFacts, form: str, dtype: str) -> str:
+    parts = [_FORM, facts.revision, facts.tokenizer, form, dtype]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
 
 
-def _key(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+def _key(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()

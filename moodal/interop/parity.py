@@ -1,6 +1,6 @@
 """Parity: our numbers beside those of the authors' own code, stored in fixture files.
 
-A case is ``<case>.safetensors`` (weights ``state.*``, ``input.*``, ``output.*``) and ``<case>.json`` (sizes, losses,
+A case is ``<case>.safetensors`` (weights ``state.*``, ``input.*``, ``output.*``, ``noise.*``) and ``<case>.json`` (sizes, losses,
 gradient norms, tolerances). One line of ``CHECKS`` per method says which function compares.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,17 @@ from moodal.core.registry import Table
 #: method -> function of the path of a case's json that gives (name, difference, tolerance, ok) per quantity.
 CHECKS = Table(
     "method with parity checks",
-    {"text": "moodal.interop.parity_text:check_case", "metrics": "moodal.metrics.parity:check_case"},
+    {
+        "text": "moodal.interop.parity_text:check_case",
+        "lmr_cbt": "moodal.interop.parity_lmr_cbt:check_case",
+        "mv2d": "moodal.interop.parity_mv2d:check_case",
+        "vsd": "moodal.interop.parity_vsd:check_case",
+        "mib": "moodal.interop.parity_mib:check_case",
+        "emt_dlfr": "moodal.interop.parity_emt_dlfr:check_case",
+        "mult": "moodal.interop.parity_mult:check_case",
+        "mmim": "moodal.interop.parity_mmim:check_case",
+        "metrics": "moodal.metrics.parity:check_case",
+    },
 )
 
 
@@ -90,6 +100,7 @@ class Case:
     state: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
+    noise: Mapping[str, Tensor] = field(default_factory=dict)  # draws of the official code, by its names
 
 
 def check_files(paths: Iterable[str | Path]) -> list[CaseResult]:
@@ -124,7 +135,8 @@ def read_case(path: Path) -> Case:
     tensors = _tensors(path.with_suffix(".safetensors"))
     source = facts.get("state_from")
     weights = tensors if source is None else _tensors(path.with_name(f"{source}.safetensors"))
-    return Case(path, facts, _part(weights, "state."), _part(tensors, "input."), _part(tensors, "output."))
+    parts = (_part(tensors, prefix) for prefix in ("input.", "output.", "noise."))
+    return Case(path, facts, _part(weights, "state."), *parts)
 
 
 def compare(name: str, ours: Tensor, theirs: Tensor, tolerance: Mapping[str, float]) -> Quantity:

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moodal.layers.masks import additive
+from moodal.layers.tiles import dropped_attention
 
 EPSILON = 1e-5
-#: Up to this many steps, attention on a CPU is two plain products.
+#: Up to this many steps squared, attention on a CPU is two plain products.
 _SHORT = 64
 
 
@@ -52,7 +53,7 @@ class Attention(nn.Module):
         """(N, T, D) attends to ``source`` (N, S, D), or to itself. ``mask``: (N, S), one real step per row at least."""
         query, key, value = (part.transpose(1, 2) for part in self._project(target, source))
         hidden = None if mask is None else additive(mask, query.dtype).unsqueeze(1)
-        mixed = _scaled(query, key, value, hidden)
+        mixed = scaled_attention(query, key, value, hidden)
         return self._leave(mixed.transpose(1, 2).flatten(2))
 
     def at(self, sequence: Tensor, places: Sequence[int], *, mask: Tensor | None = None) -> Tensor:
@@ -118,23 +119,28 @@ class Attention(nn.Module):
         return [F.linear(steps, own * factor, shift).view(shape) for own, factor, shift in maps]
 
 
-def _scaled(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
+def scaled_attention(
+    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, *, dropout: float = 0.0
+) -> Tensor:
     """softmax(q k) v over (N, H, T, d), ``hidden`` added to the scores. Fused, except for short sequences on a CPU.
 
     There the fused kernel has more to do around the work than the work (measured at 51 steps: two plain products take
     0.6 of its time, forward and backward, and less for one clip). On a CPU always in float32, where the kernel's 16-bit
-    backward pass is several times slower.
+    backward pass is several times slower, and in tiles where weights are dropped, which that kernel cannot.
+    The query carries the scale; ``dropout`` is the share of weights dropped now.
     """
     if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=hidden, scale=1.0)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=hidden, dropout_p=dropout, scale=1.0)
     with torch.autocast("cpu", enabled=False):
         query, key, value = query.float(), key.float(), value.float()
-        if key.shape[2] > _SHORT:
+        if query.shape[2] * key.shape[2] > _SHORT**2:
             wide = None if hidden is None else hidden.float()
+            if dropout > 0:
+                return dropped_attention(query, key, value, share=dropout, mask=wide)
             return F.scaled_dot_product_attention(query, key, value, attn_mask=wide, scale=1.0)
         scores = query @ key.transpose(2, 3)
         scores = scores if hidden is None else scores + hidden.float()
-        return scores.softmax(dim=-1) @ value
+        return F.dropout(scores.softmax(dim=-1), dropout) @ value
 
 
 class FeedForward(nn.Module):

@@ -22,3 +22,33 @@ class Head(nn.Module):
         """(N, D) -> (N,) for regression, (N, C) logits for classification."""
         outputs = self.second(self.dropout(F.gelu(self.first(vector))))
         return outputs[:, 0] if self.single else outputs
+
+
+class Perceptron(nn.Module):
+    """Linear D -> H, ReLU, dropout, linear to the task's outputs."""
+
+    def __init__(self, width: int, hidden: int, task: Task, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.single = not isinstance(task, Classification)
+        self.first = nn.Linear(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.second = nn.Linear(hidden, task.outputs)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """(N, D) -> (N,) for regression, (N, C) logits for classification."""
+        outputs = self.second(self.dropout(F.relu(self.first(vector))))
+        return outputs[:, 0] if self.single else outputs
+
+
+class LinearHead(nn.Module):
+    """One linear map to the task's outputs."""
+
+    def __init__(self, width: int, task: Task) -> None:
+        super().__init__()
+        self.single = not isinstance(task, Classification)
+        self.map = nn.Linear(width, task.outputs)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """(N, D) -> (N,) for regression, (N, C) logits for classification."""
+        outputs = self.map(vector)
+        return outputs[:, 0] if self.single else outputs

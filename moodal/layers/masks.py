@@ -39,12 +39,26 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill(~mask, float("-inf")).unsqueeze(1)
 
 
+def last_step(mask: Tensor) -> Tensor:
+    """(N, T) -> (N,) index of the last real step; 0 where there is none."""
+    return (torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask).argmax(dim=1)
+
+
 def masked_last(values: Tensor, mask: Tensor) -> Tensor:
     """(N, T, D) values -> (N, D) at the last real step; zeros where there is none."""
-    steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    place = (steps * mask).argmax(dim=1)
+    place = last_step(mask)
     found = values.take_along_dim(place[:, None, None].expand(-1, 1, values.shape[2]), dim=1).squeeze(1)
     return found * mask.any(dim=1, keepdim=True)
+
+
+def whole_windows(mask: Tensor, kernel: int) -> Tensor:
+    """(N, T) -> (N, T - kernel + 1): which windows of ``kernel`` steps are real throughout.
+
+    A row too short for one has the window that begins at its first real step, if that is among the windows.
+    """
+    whole = mask.unfold(1, kernel, 1).all(dim=-1)
+    first = mask & (mask.cumsum(dim=1) == 1)
+    return whole | (first[:, : whole.shape[1]] & ~whole.any(dim=1, keepdim=True))
 
 
 def with_first(mask: Tensor | None) -> Tensor | None:

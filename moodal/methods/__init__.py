@@ -4,4 +4,21 @@ from __future__ import annotations
 
 from moodal.core.registry import Table
 
-METHODS = Table("method", {"text": "moodal.methods.text:TEXT"})
+METHODS = Table(
+    "method",
+    {
+        "text": "moodal.methods.text:TEXT",
+        "vsd": "moodal.methods.vsd:VSD",
+        "mv2d": "moodal.methods.mv2d:MV2D",
+        "cmga": "moodal.methods.cmga:CMGA",
+        "lmr_cbt": "moodal.methods.lmr_cbt:LMRCBT",
+        "scalevlad": "moodal.methods.scalevlad:ScaleVLAD",
+        "mib": "moodal.methods.mib:MIB",
+        "mmmie": "moodal.methods.mmmie:MMMIE",
+        "mmim": "moodal.methods.mmim:MMIM",
+        "emt_dlfr": "moodal.methods.emt_dlfr:EMTDLFR",
+        "mult": "moodal.methods.mult:MulT",
+        "mcmult": "moodal.methods.mcmult:MCMulT",
+        "linear": "moodal.methods.linear:Linear",
+    },
+)

@@ -15,7 +15,8 @@ Differences from the official code
      of its own (the official rows, cut into three).
   5. The last mixture layer is evaluated at the summary tokens only, and the three norms before query, key and value are
      folded into one projection: the same numbers, less work.
-  6. Load-balancing loss and router z-loss are options, off by default; official: none.
+  6. Load-balancing loss, router z-loss and distillation towards the text (VSD and VCD of Tian et al., CVPR 2021, on the
+     summaries of the streams before they meet) are options, off by default; official: none.
 ``reference`` computes what is published (3 undone, streams padded to ``max_steps``), for official checkpoints.
 
 Inferred, because the paper's ablation names them only: "linear" alignment is one linear map of explanation and modality
@@ -32,10 +33,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from moodal.core.batch import Batch, Stream
+from moodal.core.batch import Batch, Stream, Target
 from moodal.core.errors import MoodalError, check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import MODALITIES, DataSpec, Needs, Role, StreamSpec
+from moodal.layers.distillation import ViewHeads
 from moodal.layers.experts import Routing, balance_loss, router_z_loss
 from moodal.layers.fusion import GatedFusion, MeanFusion
 from moodal.layers.heads import Head
@@ -44,6 +46,7 @@ from moodal.layers.masks import check_steps, masked_mean, pad_steps
 from moodal.layers.routed import MixtureTransformer, PlainLayer, RoutedLayer
 from moodal.layers.temporal import AttentionAlignment, GatedAlignment, MambaAlignment, NoAlignment
 from moodal.layers.transformer import CrossAlignment, LinearAlignment, Sequence, SequenceEncoder
+from moodal.losses.distillation import pairs_taught_by, view_losses
 from moodal.losses.task import RegressionLoss, task_loss
 
 
@@ -76,6 +79,7 @@ class TextConfig(MethodConfig):
     label_smoothing: float = 0.0
     balance: float = 0.0  # weight of the load-balancing loss
     router_z: float = 0.0  # weight of the router z-loss
+    distillation: float = 0.0  # weight of what single streams tell, audio and vision taught by the text
     reference: bool = False  # no masks after the text encoder, streams padded to max_steps: the published computation
 
     def __post_init__(self) -> None:
@@ -98,7 +102,7 @@ class TextConfig(MethodConfig):
         check(self.capacity is None or self.capacity > 0, f"capacity is {self.capacity}; it must be positive, or null.")
         for name in ("dropout", "head_dropout", "label_smoothing"):
             check(0 <= self.__dict__[name] < 1, f"{name} is {self.__dict__[name]}; it lies from 0 up to 1.")
-        for name in ("balance", "router_z"):
+        for name in ("balance", "router_z", "distillation"):
             check(self.__dict__[name] >= 0, f"{name} is {self.__dict__[name]}; it cannot be negative.")
 
     @property
@@ -155,6 +159,10 @@ class TEXT(Method):
         )
         self.fusion = GatedFusion(cfg.width, len(self.segments)) if cfg.fusion == "gates" else MeanFusion()
         self.head = Head(cfg.width, spec.task, dropout=cfg.head_dropout)
+        streams: dict[str, int] = {m: cfg.width for m in MODALITIES if m in inputs}
+        self.views = ViewHeads(streams, spec.task) if cfg.distillation and streams else None
+        self.teaching: Tensor
+        self.register_buffer("teaching", pairs_taught_by(("text",), tuple(streams)), persistent=False)
 
     @classmethod
     def needs(cls, cfg: TextConfig) -> Needs:
@@ -172,7 +180,7 @@ class TEXT(Method):
         return output
 
     def loss(self, batch: Batch) -> Losses:
-        """The task's loss, plus the router's two regularisers if their weights are not 0."""
+        """The task's loss, plus the router's two regularisers and the distillation if their weights are not 0."""
         output, decisions = self._run(batch)
         if batch.target is None:
             raise MoodalError("This batch has no labels, and a loss needs them.")
@@ -180,14 +188,32 @@ class TEXT(Method):
         task, rows = task_loss(
             output.prediction, batch.target, task=self.spec.task, kind=cfg.loss, label_smoothing=cfg.label_smoothing
         )
-        if not decisions:
-            return Losses(task, output, rows=rows, task=task)
-        balance = torch.stack([balance_loss(routing) for routing in decisions]).mean()
-        router_z = torch.stack([router_z_loss(routing) for routing in decisions]).mean()
-        total = task
-        if cfg.balance or cfg.router_z:
-            total = task + cfg.balance * balance + cfg.router_z * router_z
-        return Losses(total, output, rows=rows, task=task, balance=balance, router_z=router_z)
+        total, parts = task, {"task": task}
+        if decisions:
+            parts["balance"] = torch.stack([balance_loss(routing) for routing in decisions]).mean()
+            parts["router_z"] = torch.stack([router_z_loss(routing) for routing in decisions]).mean()
+            if cfg.balance or cfg.router_z:
+                total = total + cfg.balance * parts["balance"] + cfg.router_z * parts["router_z"]
+        if self.views is not None:
+            parts["distillation"] = self._distillation(self.views, batch, output, batch.target)
+            total = total + cfg.distillation * parts["distillation"]
+        return Losses(total, output, rows=rows, **parts)
+
+    def _distillation(self, heads: ViewHeads, batch: Batch, output: Output, target: Target) -> Tensor:
+        """Task losses, sufficiency and consistency of the streams' summaries, which have seen no other stream."""
+        views = heads({m: output.features[f"{m}_sequence"][:, 0] for m in heads.names})
+        masks = (self._stream(batch, m).mask for m in heads.names)
+        losses = view_losses(
+            views.observations,
+            views.codes,
+            target,
+            task=self.spec.task,
+            present=torch.stack([mask.any(dim=1) for mask in masks]),
+            pairs=self.teaching,
+            kind=self.cfg.loss,
+            label_smoothing=self.cfg.label_smoothing,
+        )
+        return losses.task + losses.sufficiency + losses.consistency
 
     def encode(self, batch: Batch) -> dict[str, Sequence]:
         """Every stream and explanation as a sequence with its summary token in front: name -> (N, 1 + T, D), mask."""

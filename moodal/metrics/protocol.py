@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from moodal.core.errors import did_you_mean
-from moodal.metrics import classification, multilabel, published, regression
+from moodal.metrics import classification, multilabel, published, regression, retrieval
 from moodal.metrics.checks import MetricError, finite, numbers, same_rows, vectors
 from moodal.metrics.published import PUBLISHED, Published, Scores, exact, rounded
 from moodal.metrics.regression import SIMS_EDGES
 
 Direction = Literal["higher", "lower"]
-TaskKind = Literal["regression", "classification", "multilabel"]
-Compute = Callable[[npt.ArrayLike, npt.ArrayLike], dict[str, float]]
+TaskKind = Literal["regression", "classification", "multilabel", "identification"]
+Compute = Callable[..., dict[str, float]]  # (prediction, target), and the protocol's columns by keyword
 Returned = Callable[[Scores], dict[str, float]]
 
 #: Errors: the keys of which less is better.
@@ -35,8 +35,9 @@ class Protocol:
     """Conventions of one corpus or one release.
 
     ``task``: what predictions are: "regression" (N,) or (N, 1); "classification" classes (N,) or scores (N, C) with
-    classes (N,) as target; "multilabel" probabilities (N, C) with intensities (N, C). ``keys``: what ``compute``
-    returns, in order. ``better``: direction of each key. ``selection``: the key that chooses an epoch unless a run
+    classes (N,) as target; "multilabel" probabilities (N, C) with intensities (N, C); "identification" embeddings
+    (N, D) with identities (N,). ``keys``: what ``compute`` returns, in order. ``columns``: what else it needs to know of
+    the rows. ``better``: direction of each key. ``selection``: the key that chooses an epoch unless a run
     says otherwise.
     """
 
@@ -47,17 +48,29 @@ class Protocol:
     better: Mapping[str, Direction]
     selection: str
     description: str
+    columns: tuple[str, ...] = ()
 
 
 def score(
-    protocol: str, prediction: npt.ArrayLike, target: npt.ArrayLike, valid: npt.ArrayLike | None = None
+    protocol: str,
+    prediction: npt.ArrayLike,
+    target: npt.ArrayLike,
+    valid: npt.ArrayLike | None = None,
+    *,
+    columns: Mapping[str, npt.ArrayLike] | None = None,
 ) -> dict[str, float]:
     """All numbers of a protocol over a whole split (never a batch): ``{key: value}`` in the protocol's order.
 
-    ``valid`` (N,) of booleans keeps the labelled rows; labels elsewhere may be anything, NaN included.
+    ``valid`` (N,) of booleans keeps the labelled rows; labels elsewhere may be anything, NaN included. ``columns``
+    holds (N, ...) arrays, among them those that the protocol names.
     """
+    chosen, known = protocol_named(protocol), columns or {}
     values, truth = valid_rows(prediction, target, valid=valid)
-    return protocol_named(protocol).compute(values, truth)
+    missing = [name for name in chosen.columns if name not in known]
+    if missing:
+        raise MetricError(f"The protocol {protocol} needs {', '.join(missing)} of each row; pass columns=.")
+    keep = slice(None) if valid is None else _mask(valid, rows=len(np.asarray(target)))
+    return chosen.compute(values, truth, **{name: np.asarray(known[name])[keep] for name in chosen.columns})
 
 
 def protocol_named(name: str) -> Protocol:
@@ -120,6 +133,19 @@ def _sims(prediction: npt.ArrayLike, target: npt.ArrayLike) -> dict[str, float]:
     }
 
 
+def _rated(prediction: npt.ArrayLike, target: npt.ArrayLike, *, high: int) -> dict[str, float]:
+    """Ratings from 1 to ``high``: two classes about the middle of the scale, and as many classes as it has numbers."""
+    middle = (1 + high) / 2
+    values, truth = (side - middle for side in vectors(prediction, target))
+    return {
+        "mae": regression.mae(values, truth),
+        "corr": regression.correlation(values, truth),
+        "acc2": regression.binary_accuracy(values, truth, rule="non0"),
+        "f1": regression.binary_f1(values, truth, rule="non0"),
+        f"acc{high}": regression.rounded_accuracy(values, truth, limit=(high - 1) // 2),
+    }
+
+
 def _emotion(prediction: npt.ArrayLike, target: npt.ArrayLike) -> dict[str, float]:
     return {
         "accuracy": classification.accuracy(prediction, target),
@@ -136,11 +162,20 @@ def _avec(prediction: npt.ArrayLike, target: npt.ArrayLike) -> dict[str, float]:
     }
 
 
-def _protocol(name: str, task: TaskKind, *, keys: str, compute: Compute, selection: str, description: str) -> Protocol:
+def _protocol(
+    name: str,
+    task: TaskKind,
+    *,
+    keys: str,
+    compute: Compute,
+    selection: str,
+    description: str,
+    columns: tuple[str, ...] = (),
+) -> Protocol:
     """A protocol from its keys in one string, with their directions."""
     names = tuple(keys.split())
     better: dict[str, Direction] = {key: "lower" if key in LOWER else "higher" for key in names}
-    return Protocol(name, task, names, compute, better, selection, " ".join(description.split()))
+    return Protocol(name, task, names, compute, better, selection, " ".join(description.split()), columns)
 
 
 def _returned(function: Published, returned: Returned, prediction: Any, target: Any) -> dict[str, float]:
@@ -155,6 +190,10 @@ _SIMS_RULES = """CH-SIMS and CH-SIMS v2, sentiment in [-1, 1]: both sides clippe
 classes with zero as NEGATIVE; acc3 with edges -0.1, 0.1 and acc5 with -0.7, -0.1, 0.1, 0.7, classes closed on the
 right; F1 weighted by the labels. Yu et al. 2020; rules as in MMSA, metricsTop.py. has0, non0 and acc7 do not exist
 here."""
+_RATED_RULES = """mae and corr without clipping; acc2, f1: above against below the middle of the scale, rows rated exactly the
+middle left out, F1 weighted by the labels; acc7 or acc5: both sides clipped to the scale and rounded to the nearest whole
+rating, halves by the even distance from the middle. MAE, r and accuracy over 7 or 5 ratings as MFN (Zadeh et al. 2018)
+reports them; acc2 and f1 are this project's."""
 _THREE_CLASS_RULES = """Sentiment as negative 0, neutral 1, positive 2 from logits (N, 3): MMSA's classification
 mode with its Non0 repaired; its "Has0" counts neutral as negative and is called zero_negative here."""
 _EMOTION_RULES = """One emotion per row (IEMOCAP, MELD, RAVDESS): accuracy (WAR), mean recall over the classes
@@ -166,6 +205,18 @@ _LABEL_RULES = """CMU-MOSEI emotions: probabilities (N, 6), present where intens
 > 0.5; unweighted means over the emotions. weighted_accuracy is balanced accuracy; weighted_f1 covers absent and
 present and is high for rare emotions by itself, hence positive_f1. MulT; MME2E (Dai et al. 2021). By emotion:
 multilabel.label_scores."""
+_RANKED = "rank1 rank10 rank20 map minp"
+_SYSU_RULES = """RGB-infrared re-identification on SYSU-MM01: infrared queries, one picture of each identity and visible
+camera in the gallery, pictures from the query's own place left out, an identity counted once in the ranks and all its
+pictures in map; means over the trials. All-search, and indoor_ with the two indoor cameras. Wu et al. 2017."""
+_REGDB_RULES = """RGB-thermal re-identification on RegDB: each visible picture against all thermal ones, and thermal_ the
+other way round; one of the ten splits, over whose runs the published numbers are means. Ye et al. 2018."""
+
+
+def _indexed(prefix: str) -> str:
+    return " ".join(f"{prefix}_{key}" for key in _RANKED.split())
+
+
 _OURS = (
     _protocol(
         "mosi",
@@ -192,6 +243,22 @@ _OURS = (
         description=_SIMS_RULES,
     ),
     _protocol(
+        "pom",
+        "regression",
+        keys="mae corr acc2 f1 acc7",
+        compute=partial(_rated, high=7),
+        selection="mae",
+        description=f"POM, ratings from 1 to 7: {_RATED_RULES}",
+    ),
+    _protocol(
+        "pom_traits",
+        "regression",
+        keys="mae corr acc2 f1 acc5",
+        compute=partial(_rated, high=5),
+        selection="mae",
+        description=f"POM, traits from 1 to 5: {_RATED_RULES}",
+    ),
+    _protocol(
         "three_class",
         "classification",
         keys="acc2_zero_negative f1_zero_negative acc2_non0 f1_non0 acc3 f1_3",
@@ -215,6 +282,24 @@ _OURS = (
         compute=multilabel.average_scores,
         selection="weighted_accuracy",
         description=_LABEL_RULES,
+    ),
+    _protocol(
+        "sysu",
+        "identification",
+        keys=f"{_RANKED} {_indexed('indoor')}",
+        compute=retrieval.sysu_scores,
+        selection="map",
+        description=_SYSU_RULES,
+        columns=("camera", "place"),
+    ),
+    _protocol(
+        "regdb",
+        "identification",
+        keys=f"{_RANKED} {_indexed('thermal')}",
+        compute=retrieval.regdb_scores,
+        selection="map",
+        description=_REGDB_RULES,
+        columns=("infrared",),
     ),
 )
 

@@ -41,8 +41,12 @@ def share(rows: Tensor, rank: int, world: int, parts: int) -> list[tuple[Tensor,
 
 
 def augmented(batch: Batch, cfg: AugmentConfig) -> Batch:
-    """``batch`` with the changes of ``cfg`` to audio and vision, drawn from torch's global generator."""
-    names: list[Modality] = [m for m in ("audio", "vision") if m in batch.streams]
+    """``batch`` with the changes of ``cfg`` to audio and vision, drawn from torch's global generator.
+
+    A degraded view of the rows gets the same changes, but for the steps that are missing in it.
+    """
+    features: list[Modality] = ["audio", "vision"]
+    names = [m for m in features if m in batch.streams and batch.streams[m].data.dim() == 3]  # pictures stay
     streams = {name: batch.streams[name] for name in names}
     if cfg.noise > 0:
         streams = {name: _noisy(stream, cfg.noise) for name, stream in streams.items()}
@@ -50,7 +54,22 @@ def augmented(batch: Batch, cfg: AugmentConfig) -> Batch:
         streams = {name: _time_masked(stream, cfg.time_mask) for name, stream in streams.items()}
     if cfg.drop_modality > 0 and len(names) == 2:
         streams = _without_one(streams, cfg.drop_modality)
-    return replace(batch, streams={**batch.streams, **streams})
+    degraded = batch.degraded
+    if degraded is not None:
+        follow = {m: _followed(degraded[m], batch.streams[m], after) for m, after in streams.items() if m in degraded}
+        degraded = {**degraded, **follow}
+    return replace(batch, streams={**batch.streams, **streams}, degraded=degraded)
+
+
+def _followed(view: Stream, before: Stream, after: Stream) -> Stream:
+    """The degraded ``view`` of ``before`` with what was done to the complete one."""
+    change = after.data - before.data
+    if view.observed is not None:
+        steps = change.shape[-1] - view.whole
+        missing = ~view.observed[..., None]
+        change = torch.cat([change[..., :steps].masked_fill(missing, 0.0), change[..., steps:]], dim=-1)
+    mask = view.mask & after.mask
+    return replace(view, data=(view.data + change) * mask[..., None], mask=mask)
 
 
 def _noisy(stream: Stream, deviation: float) -> Stream:

@@ -11,17 +11,23 @@ import torch
 from lightning_fabric import Fabric
 
 from moodal.core.method import Method, Split
+from moodal.core.spec import Classification
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """N rows in the order of the split. ``prediction``: (N,) numbers or (N, C) probabilities; ``target``: (N,)."""
+    """N rows in the order of the split. ``target``: (N,).
+
+    ``prediction``: (N,) numbers, (N, C) probabilities or (N, D) embeddings, as the task has them. ``columns``: what the
+    split knows of its rows.
+    """
 
     ids: tuple[str, ...]
     prediction: np.ndarray
     target: np.ndarray
     valid: np.ndarray
     inspection: Mapping[str, np.ndarray] = field(default_factory=dict)
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def evaluate(method: Method, split: Split, *, size: int, fabric: Fabric) -> Predictions:
@@ -47,13 +53,14 @@ def evaluate(method: Method, split: Split, *, size: int, fabric: Fabric) -> Pred
     target, valid = np.full(len(split), np.nan), np.zeros(len(split), bool)
     if split.target is not None:
         target, valid = split.target.value.numpy().astype(np.float64), split.target.valid.numpy()
-    return Predictions(split.ids, table.pop("prediction"), target, valid, table)
+    columns = {name: column.numpy() for name, column in split.columns.items()}
+    return Predictions(split.ids, table.pop("prediction"), target, valid, table, columns)
 
 
 def _predict(method: Method, batch: Any) -> dict[str, np.ndarray]:
     out = method(batch)
     prediction = out.prediction.float()
-    if prediction.ndim == 2:
+    if isinstance(method.spec.task, Classification):
         prediction = prediction.softmax(dim=1)
     return {"prediction": prediction.cpu().numpy()} | {n: v.float().cpu().numpy() for n, v in out.inspection.items()}
 

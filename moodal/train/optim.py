@@ -19,6 +19,8 @@ def build_optimiser(groups: Sequence[Group], cfg: TrainConfig) -> torch.optim.Op
         own = cfg.groups.get(group.name, GroupConfig())
         rate = cfg.rate if own.rate is None else own.rate
         decay = cfg.decay if own.decay is None else own.decay
+        if group.still:
+            rate = decay = 0.0
         parameters = [p for p in group.parameters() if p.requires_grad]
         parts.append({"params": parameters, "lr": rate, "base_rate": rate, "weight_decay": decay, "name": group.name})
     if cfg.optimiser == "sgd":
@@ -35,13 +37,15 @@ def rate_factor(step: int, total: int, cfg: TrainConfig) -> float:
     rest = (step - warm) / max(1, total - warm)
     if cfg.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(1.0, rest)))
+    if cfg.schedule == "step":
+        return 0.1 ** sum(step >= share * total for share in cfg.drops)
     return max(0.0, 1 - rest) if cfg.schedule == "linear" else 1.0
 
 
 def verify_names(method: str, stages: Sequence[Stage], cfg: TrainConfig) -> None:
     """Every group and stage named in the settings must exist in the method."""
-    groups = sorted({group.name for stage in stages for part in stage.passes for group in part.all_groups()})
-    _verify("group", method, cfg.groups, groups)
+    groups = (group for stage in stages for part in stage.passes for group in part.all_groups())
+    _verify("group", method, cfg.groups, sorted({group.name for group in groups if not group.still}))
     _verify("stage", method, cfg.stages, [stage.name for stage in stages])
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from moodal.core.errors import MoodalError
 from moodal.core.files import aside, read_json, write_json, write_text
-from moodal.core.spec import Classification, Task
+from moodal.core.spec import Classification, Identification, Task
 from moodal.train.evaluate import Predictions
 
 
@@ -86,15 +86,24 @@ class RunFolder:
     def write_predictions(
         self, tables: Mapping[str, Predictions], task: Task, *, name: str = "predictions.csv"
     ) -> None:
-        """Write predictions of the given splits as CSV."""
+        """Write predictions of the given splits as CSV; of embeddings only whose they are (see ``write_inspection``)."""
+        if isinstance(task, Identification):
+            people = [[s, name, int(who)] for s, table in tables.items() for name, who in zip(table.ids, table.target)]
+            write_text(self.path / name, _csv(["split", "id", "target"], people))
+            return
         classes = task.classes if isinstance(task, Classification) else ()
         columns = ["split", "id", "target", "prediction", *(f"p_{name}" for name in classes)]
         rows = [row for split, table in tables.items() for row in _prediction_rows(split, table, classes)]
         write_text(self.path / name, _csv(columns, rows))
 
-    def write_inspection(self, tables: Mapping[str, Predictions]) -> None:
-        """Write inspection.safetensors: what a method lets one look at, in the row order of the predictions."""
+    def write_inspection(self, tables: Mapping[str, Predictions], task: Task) -> None:
+        """Write inspection.safetensors: what a method lets one look at, in the row order of the predictions.
+
+        Where the task is identification also the embeddings (N, D), as "<split>.embedding".
+        """
         inspection = {f"{s}.{n}": np.ascontiguousarray(v) for s, t in tables.items() for n, v in t.inspection.items()}
+        if isinstance(task, Identification):
+            inspection |= {f"{s}.embedding": np.ascontiguousarray(t.prediction) for s, t in tables.items()}
         if inspection:
             with aside(self.path / "inspection.safetensors") as temporary:
                 try:

@@ -26,6 +26,7 @@ from toys import (
     predictions,
     prepared,
     toy_config,
+    with_degraded,
     with_explanations,
 )
 
@@ -76,6 +77,7 @@ def trial(request) -> Trial:
     name, task = request.param
     cfg = toy_config(method=name, model=tiny(name), reader=replace(READER, task=task))
     data = with_explanations(prepared(cfg))
+    data = with_degraded(data) if METHODS[name].needs(cfg.model).degraded else data
     if not isinstance(data.spec.task, METHODS[name].needs(cfg.model).tasks):
         pytest.skip(f"{name} does not do {task}")
     return Trial(METHODS[name], cfg, data)
@@ -107,6 +109,8 @@ def changed(batch: Batch, function: Any) -> Batch:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_builds_from_defaults_and_from_every_recipe(name, trial):
+    if not isinstance(trial.spec.task, METHODS[name].needs(METHODS[name].Config()).tasks):
+        pytest.skip(f"{name} does not do {type(trial.spec.task).__name__}")
     settings = {"defaults": METHODS[name].Config()}
     settings |= {recipe: configure(recipe).config.model for recipe in recipes() if recipe.endswith(f"/{name}")}
     for place, model in settings.items():
@@ -232,11 +236,16 @@ def test_every_parameter_learns_in_some_stage_and_no_other_moves(trial, tmp_path
 def repeated(data: Prepared, rows: int, times: int) -> Prepared:
     """``data`` whose training split is its first ``rows`` rows, ``times`` over."""
     split, where = data.splits["train"], np.tile(np.arange(rows), times)
-    streams = {name: stream.select(where) for name, stream in split.streams.items()}
-    told = {role: stream.select(where) for role, stream in split.explanations.items()}
+
+    def again(columns: Any) -> dict[Any, Any]:
+        return {name: column.select(where) for name, column in columns.items()}
+
     ids, words = tuple(split.ids[i] for i in where), tuple(split.words[i] for i in where)
     target = Target(split.target.value[where], split.target.valid[where])
-    train = replace(split, ids=ids, words=words, streams=streams, explanations=told, target=target)
+    streams, told, second = again(split.streams), again(split.explanations), split.second
+    if second is not None:
+        second = replace(second, streams=again(second.streams), observed=again(second.observed))
+    train = replace(split, ids=ids, words=words, streams=streams, explanations=told, target=target, second=second)
     spec = replace(data.spec, size={**data.spec.size, "train": len(where)})
     return replace(data, splits={**data.splits, "train": train}, spec=spec)
 

@@ -151,6 +151,40 @@ def test_regularisers_are_reported_and_off_by_default():
     same(weighted.total, parts["task"] + 0.5 * parts["balance"] + 0.25 * parts["router_z"])
 
 
+def test_distillation_towards_text_is_off_by_default_and_never_changes_a_prediction():
+    given, plain = batch(), build(noise=False)
+    assert plain.views is None and "distillation" not in plain.loss(given).parts
+    method = build(noise=False, distillation=0.5)
+    method.load_state_dict(plain.state_dict(), strict=False)
+    losses = method.loss(given)
+    same(losses.output.prediction, plain(given).prediction)
+    same(losses.total, losses.parts["task"] + 0.5 * losses.parts["distillation"])
+    losses.total.backward()
+    assert all(p.grad is not None for p in method.views.parameters())
+
+
+def test_the_text_teaches_voice_and_face_and_nobody_teaches_the_text():
+    method, given = build(distillation=1.0), batch()
+    output = method(given)
+    views = method.views({m: output.features[f"{m}_sequence"][:, 0] for m in WIDTHS})
+    told = [
+        (0.5 * ((views.observations[i] - given.target.value).square() + (views.codes[i] - given.target.value).square()))
+        + 0.5 * (views.observations[i] - views.codes[i]).square()
+        + 0.5 * (views.observations[0] - views.codes[i]).square() * (i > 0)
+        for i in range(3)
+    ]
+    same(method.loss(given).parts["distillation"], torch.stack(told).sum(dim=0).mean())
+
+
+def test_a_missing_stream_is_neither_taught_nor_asked():
+    method, given = build(distillation=1.0), batch()
+    lacking = replace(given, streams={**given.streams, "vision": gone(given.streams["vision"])})
+    losses = method.loss(lacking)
+    losses.total.backward()
+    assert all(p.grad.eq(0).all() for p in method.views.coders["vision"].parameters())
+    assert any(p.grad.ne(0).any() for p in method.views.coders["audio"].parameters())
+
+
 # ---- variants ------------------------------------------------------------------------------------------------------
 
 
@@ -366,7 +400,7 @@ def test_a_corpus_without_the_chosen_streams_is_refused():
 # ---- compilation ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"capacity": 1.0, "balance": 0.1, "reference": True}])
+@pytest.mark.parametrize("settings", [{}, {"capacity": 1.0, "balance": 0.1, "reference": True}, {"distillation": 0.1}])
 def test_training_step_is_one_graph(settings: dict[str, Any]):
     """No step depends on values or waits for the host: the whole loss traces into a single graph."""
     if not torch._dynamo.is_dynamo_supported():
