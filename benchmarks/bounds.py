@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -25,7 +26,15 @@ from torch import Tensor, nn
 
 from moodal.bench.style import COLOURS, INK, new_figure, png, styled
 from moodal.core.files import aside, write_text
-from moodal.losses.bounds import barber_agakov, club, donsker_varadhan, gaussian_log_density, infonce, leave_one_out, nwj
+from moodal.losses.bounds import (
+    barber_agakov,
+    club,
+    donsker_varadhan,
+    gaussian_log_density,
+    infonce,
+    leave_one_out,
+    nwj,
+)
 from moodal.losses.gaussian import standard_kl
 
 RHOS = tuple(k / 10 for k in range(1, 10))
@@ -168,12 +177,8 @@ BOUNDS: dict[str, Bound] = {
     "donsker_varadhan": Bound(
         "Donsker-Varadhan", lambda net, x, y: torch.vmap(donsker_varadhan)(*net.pairs(x, y)), RATIO, Critic
     ),
-    "nwj": Bound(
-        "NWJ", lambda net, x, y: torch.vmap(nwj)(*(1 + scores for scores in net.pairs(x, y))), RATIO, Critic
-    ),
-    "infonce": Bound(
-        "InfoNCE", lambda net, x, y: by_table(infonce, net.table(x, y)), RATIO, Critic, table=True
-    ),
+    "nwj": Bound("NWJ", lambda net, x, y: torch.vmap(nwj)(*(1 + scores for scores in net.pairs(x, y))), RATIO, Critic),
+    "infonce": Bound("InfoNCE", lambda net, x, y: by_table(infonce, net.table(x, y)), RATIO, Critic, table=True),
     "barber_agakov": Bound(
         "Barber-Agakov",
         lambda net, x, y: torch.vmap(barber_agakov)(net.pairs(x, y)[0], entropy(y)),
@@ -225,3 +230,162 @@ def evaluate(bound: Bound, network: Any, width: int) -> tuple[Tensor, Tensor]:
     rows = TABLE_BLOCK_ROWS if bound.table else BLOCK_ROWS
     values = torch.stack([bound.value(network, *draw(rows, width)).double() for _ in range(BLOCKS)])
     return values.mean(0), values.std(0) / BLOCKS**0.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured number. ``asked``: whether the best critic itself is near enough, so that 10 % may be asked for."""
+
+    dimensions: int
+    rho: float
+    information: float
+    bound: str
+    above: bool
+    asked: bool
+    value: float  # with the trained network; where there is none, the exact one
+    error: float  # standard error of ``value``
+    exact: float
+    exact_error: float
+
+    @property
+    def share(self) -> float:
+        return self.value / self.information
+
+    @property
+    def holds(self) -> bool:
+        """On its side of the information, within three standard errors."""
+        beyond = self.value - self.information
+        return (-beyond if self.above else beyond) <= 3 * self.error
+
+    @property
+    def near(self) -> bool:
+        return self.share >= 0.9
+
+
+def expected_error(rho: float, width: int, rows: int) -> float:
+    """What is missing in the logarithm of a mean of e^T over ``rows`` rows apart, to second order, for the best critic T.
+
+    Var(e^T) = (1 - rho²)^-D - 1 for pairs apart; the logarithm of the mean is off by about Var / (2 rows).
+    """
+    return ((1 - rho**2) ** -width - 1) / (2 * rows)
+
+
+def measure(width: int, *, steps: int, rate: float, seed: int) -> list[Row]:
+    """Every bound at every correlation, for ``width`` coordinates."""
+    networks: dict[str, Any] = {}
+    rows: list[Row] = []
+    for name, bound in BOUNDS.items():
+        started = time.perf_counter()
+        torch.manual_seed(seed)
+        exact = evaluate(bound, bound.exact, width)
+        if bound.network is not None:
+            source = bound.trained_as or name
+            networks.setdefault(source, train(BOUNDS[source], width, steps=steps, rate=rate))
+            found = evaluate(bound, networks[source], width)
+        else:
+            found = exact
+        among = {Critic: TABLE if bound.table else ROWS}.get(bound.network)  # type: ignore[call-overload]
+        for k, rho in enumerate(RHOS):
+            information = -width / 2 * math.log(1 - rho**2)
+            asked = not bound.above and (among is None or expected_error(rho, width, among) <= 0.05 * information)
+            numbers = [float(part[k]) for part in (*found, *exact)]
+            rows.append(Row(width, rho, information, name, bound.above, asked, *numbers))
+        print(f"D = {width}, {bound.label}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    return rows
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """All numbers, one line each."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([field.name for field in fields(Row)])
+    writer.writerows([[f"{v:.6g}" if isinstance(v, float) else v for v in astuple(row)] for row in rows])
+    return stream.getvalue()
+
+
+def as_table(rows: Sequence[Row], width: int) -> str:
+    """Markdown: nats by correlation and bound, in brackets where 10 % is not asked for; a fault is marked."""
+    lines = ["| rho | I | " + " | ".join(b.label for b in BOUNDS.values()) + " |", "|---" * (2 + len(BOUNDS)) + "|"]
+    for rho in RHOS:
+        cells = [row for row in rows if row.dimensions == width and row.rho == rho]
+        lines.append(f"| {rho:.1f} | {cells[0].information:.4f} | " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row) -> str:
+    text = f"{row.value:.4f}" if row.above or row.asked else f"({row.value:.4f})"
+    fault = not row.holds or (row.asked and not row.near)
+    return f"**{text}** !" if fault else text
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """One sentence with the counts."""
+    asked = [row for row in rows if row.asked]
+    worst = min(asked, key=lambda row: row.share)
+    return (
+        f"{sum(row.holds for row in rows)} of {len(rows)} numbers are on their side of the information within three standard "
+        f"errors; {sum(row.near for row in asked)} of the {len(asked)} for which 10 % can be asked are that near, the worst "
+        f"at {worst.share:.3f} ({BOUNDS[worst.bound].label}, D = {worst.dimensions}, rho = {worst.rho})."
+    )
+
+
+@styled
+def plot(rows: Sequence[Row]) -> bytes:
+    """Above, nats; below, shares of the information. Hollow: 10 % is not asked for. What is below zero is not shown."""
+    figure = new_figure(9.0, 6.2)
+    axes = figure.subplots(2, len(DIMENSIONS), sharex=True, height_ratios=(3, 2))
+    for column, width in enumerate(DIMENSIONS):
+        nats, shares = axes[:, column]
+        for (name, bound), colour in zip(BOUNDS.items(), COLOURS, strict=True):
+            own = [row for row in rows if row.dimensions == width and row.bound == name and row.value > 0]
+            style = {"color": colour, "linestyle": "--" if bound.above else "-", "linewidth": 1.2}
+            nats.plot([r.rho for r in own], [r.value for r in own], label=bound.label, **style)
+            shares.plot([r.rho for r in own], [r.share for r in own], **style)
+            for axis, height in ((nats, lambda r: r.value), (shares, lambda r: r.share)):
+                for row in own:
+                    face = colour if row.above or row.asked else "white"
+                    axis.plot(row.rho, height(row), "o", markersize=3.5, color=colour, markerfacecolor=face)
+        nats.plot(
+            RHOS,
+            [-width / 2 * math.log(1 - r * r) for r in RHOS],
+            color=INK,
+            linewidth=2.4,
+            alpha=0.35,
+            label="I(X; Y)",
+        )
+        nats.set(yscale="log", title=f"{width} coordinates", ylabel="nats")
+        shares.axhspan(0.9, 1.0, color=INK, alpha=0.08, linewidth=0)
+        shares.set(ylim=(0, 2.6), xlabel="correlation of a pair of coordinates", ylabel="share of I(X; Y)")
+    axes[0, 0].legend(ncols=2)
+    return png(figure, dpi=100)
+
+
+def main() -> None:
+    """Measure, write, print."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    started = time.perf_counter()
+    rows = [
+        row for width in DIMENSIONS for row in measure(width, steps=options.steps, rate=options.rate, seed=options.seed)
+    ]
+    write_text(options.out / "bounds.csv", as_csv(rows))
+    with aside(options.out / "bounds.png") as place:
+        place.write_bytes(plot(rows))
+    for width in DIMENSIONS:
+        print(f"D = {width}\n\n{as_table(rows, width)}\n")
+    print(verdict(rows))
+    print(f"{time.perf_counter() - started:.0f} s; wrote bounds.csv and bounds.png to {options.out}", file=sys.stderr)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder of bounds.csv and bounds.png")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of each network")
+    parser.add_argument("--rate", type=float, default=5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -129,7 +129,7 @@ def compare(options: argparse.Namespace) -> int:
 
 def robustness(options: argparse.Namespace) -> int:
     """Score runs while more and more is missing."""
-    from moodal.jobs import robustness
+    from moodal.robustness import robustness
 
     settings = [text for text in options.folders if "=" in text and not Path(text).exists()]
     folders = [Path(text) for text in options.folders if text not in settings]

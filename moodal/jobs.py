@@ -12,10 +12,8 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from moodal.bench import ablate as ablation
-from moodal.bench.compare import as_groups, compare_runs
+from moodal.bench.compare import compare_runs
 from moodal.bench.report import report_run
-from moodal.bench.robustness import Plan, Robustness, matched_groups, measure, names_of
-from moodal.bench.runs import StoredRun
 from moodal.bench.tables import Table
 from moodal.build import (
     Trained,
@@ -286,36 +284,6 @@ def compare(
     folders = [run.folder for found in done.values() for run in found.runs.values()]
     page = report_run(folders, runs / corpus / "compare.html", names=names)
     return Comparison(compare_runs(folders, names=names), page, done, failures)
-
-
-def robustness(
-    folders: Sequence[Path], plan: Plan | None, overrides: Mapping[str, Any], *, out: Path
-) -> tuple[Robustness, list[Path]]:
-    """Score stored runs while more and more is missing, and write tables and plots to ``out``.
-
-    ``plan`` None: each run at the rate it was trained with. Returns the numbers and the files.
-    """
-    other = [key for key in overrides if not key.startswith("device.") and key not in ("data.root", "train.eval_batch")]
-    if other:
-        raise MoodalError(
-            f"{', '.join(other)}: a run is scored with its own settings; only device.*, data.root and train.eval_batch "
-            "may change."
-        )
-    groups: Sequence[Sequence[StoredRun]] = as_groups(list(folders))
-    if plan is None:
-        groups = matched_groups(groups)
-    names = [_titled(name, group[0].method) for name, group in zip(names_of(groups), groups, strict=True)]
-    fabric = make_fabric(stored_config(groups[0][0].path, overrides).device)
-    fabric.launch()
-    with WaitingBar("robustness") as waiting:
-        found = measure(groups, plan, names=names, overrides=overrides, fabric=fabric, progress=waiting)
-    return found, found.write(out)
-
-
-def _titled(name: str, method: str) -> str:
-    """The name of a configuration with its method's title in place of the method's name."""
-    title = METHODS[method].title.partition(":")[0]
-    return title + name.removeprefix(method)
 
 
 def demo(runs: Path) -> str:

@@ -83,9 +83,13 @@ class Degrader:
             change=damage.tokens,
         )  # fmt: skip
         derived = derivation(left, measures=self.measures)
-        made = make_split(left, split, derived, self.data.splits[split].transforms)
+        clean = self.data.splits[split]
+        made = make_split(left, split, derived, clean.transforms)
+        nothing = {role: _emptied(stream) for role, stream in clean.explanations.items()}  # where none is left to tell
         words = None if "text" in damage.chosen else made.words
-        return replace(made, words=words, observed=damage.observed(derived))
+        return replace(
+            made, words=words, explanations={**nothing, **made.explanations}, observed=damage.observed(derived)
+        )
 
     def unit(self, name: Modality) -> Standardise:
         """How the stored values of a stream vary over the training split, whatever a method does to them."""
@@ -214,6 +218,11 @@ def _part(raw: RawCorpus, split: str) -> RawCorpus:
         tokens={name: stream.select(where) for name, stream in raw.tokens.items()},
         columns={name: column[where] for name, column in raw.columns.items()},
     )
+
+
+def _emptied(stream: Ragged) -> Ragged:
+    """As many rows, without a step."""
+    return Ragged(stream.values[:0], np.zeros(len(stream) + 1, dtype=np.int64))
 
 
 def _zero(transform: Transform, setting: StreamData) -> np.ndarray:

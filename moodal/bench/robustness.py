@@ -222,6 +222,9 @@ def measure(
     asked = {path: [missing] if plan is None else plan.steps() for path, missing in own.items()}
     notes = [_MATCHED if plan is None else _GIVEN]
     plan = plan or trained_plan(list(own.values()))
+    called = names or names_of(groups)
+    for name, group in zip(called, groups, strict=True):
+        _verify_whole(name, group, asked, plan)
     total, done = sum(map(len, asked.values())), 0
     scores: dict[Path, dict[float, dict[int, Scores]]] = {}
     for run, opened in _opened(runs, overrides or {}, shared):
@@ -233,7 +236,6 @@ def measure(
             done += 1
             if progress is not None:
                 progress(done, total, "evaluations")
-    called = names or names_of(groups)
     curves = tuple(_curve(name, group, scores, plan) for name, group in zip(called, groups, strict=True))
     constant = part(part(runs[0].scores, "baseline"), plan.split)
     notes += [note for run in runs if own[run.path].rate == 0 for note in _disagreements(run, scores[run.path], plan)]
@@ -262,16 +264,21 @@ def _curve(
         for rate, by_seed in scores[run.path].items():
             for seed in plan.seeds:  # where nothing is drawn there is one evaluation for all of them
                 found.setdefault(rate, {})[run.seed or 0, seed] = by_seed.get(seed) or next(iter(by_seed.values()))
-    seeds = {seed for pairs in found.values() for seed, _ in pairs}
+    by_rate = {rate: dict(sorted(found[rate].items())) for rate in plan.rates}
+    return Curve(name, by_rate, tuple(run.path for run in group))
+
+
+def _verify_whole(
+    name: str, group: Sequence[StoredRun], asked: Mapping[Path, Sequence[MissingData]], plan: Plan
+) -> None:
+    """Every seed of a curve is scored at every rate, so that means over seeds are of the same seeds."""
     for rate in plan.rates:
-        lacking = sorted(seeds - {seed for seed, _ in found.get(rate, {})})
+        there = {run.seed for run in group if any(missing.rate == rate for missing in asked[run.path])}
+        lacking = ", ".join(sorted(str(run.seed) for run in group if run.seed not in there))
         check(
             not lacking,
-            f"{name}: there is no run of seed {', '.join(map(str, lacking))} trained at rate {rate:g}; "
-            "train it, or leave those seeds out.",
+            f"{name}: there is no run of seed {lacking} trained at rate {rate:g}; train it, or leave those seeds out.",
         )
-    ordered_pairs = {rate: dict(sorted(found[rate].items())) for rate in plan.rates}
-    return Curve(name, ordered_pairs, tuple(run.path for run in group))
 
 
 def trained_plan(trained: Sequence[MissingData]) -> Plan:

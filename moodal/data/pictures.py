@@ -10,7 +10,8 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,14 +62,15 @@ class People:
     """Persons as numbers: those of the training split first, so that they are the classes of a classifier."""
 
     pictures: tuple[Picture, ...]
-    number: dict[int, int] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def number(self) -> dict[int, int]:
+        """Person -> number, by split and then in order."""
         known: dict[int, int] = {}
         for split in SPLITS:
             for person in sorted({p.person for p in self.pictures if p.split == split} - set(known)):
                 known[person] = len(known)
-        object.__setattr__(self, "number", known)
+        return known
 
     @property
     def trained(self) -> int:
@@ -89,7 +91,7 @@ class People:
         )
 
     def columns(self) -> dict[str, np.ndarray]:
-        """(N,) identity, camera and infrared (0 or 1) of each picture."""
+        """(N,) the camera of each picture, and whether it is infrared (0 or 1)."""
         return {
             "camera": np.array([p.camera for p in self.pictures], np.int64),
             "infrared": np.array([p.infrared for p in self.pictures], np.int64),
@@ -130,20 +132,22 @@ def read_pictures(
 def _decode(files: Sequence[Path], cfg: PictureConfig, place: Path, corpus: str) -> str:
     """Write the array; the SHA-256 over the SHA-256s of the files in order."""
     total = hashlib.sha256()
-    with aside(place) as temporary, ThreadPoolExecutor(cfg.workers or os.cpu_count()) as pool:
-        shape = (len(files), 3, cfg.height, cfg.width)
-        values = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), 3, cfg.height, cfg.width)}
+    with (
+        aside(place) as temporary,
+        temporary.open("wb") as out,
+        ThreadPoolExecutor(cfg.workers or os.cpu_count()) as pool,
+    ):
+        np.lib.format.write_array_header_1_0(out, header)
         for start in range(0, len(files), _BLOCK):
-            block = files[start : start + _BLOCK]
-            for offset, (pixels, digest) in enumerate(pool.map(lambda file: _picture(file, cfg, corpus), block)):
-                values[start + offset] = pixels
+            for pixels, digest in pool.map(lambda file: _picture(file, cfg, corpus), files[start : start + _BLOCK]):
+                out.write(pixels)
                 total.update(digest)
-        values.flush()
     return total.hexdigest()
 
 
-def _picture(file: Path, cfg: PictureConfig, corpus: str) -> tuple[np.ndarray, bytes]:
-    """(3, H, W) bytes of one file, grey ones with three equal colours, and its SHA-256."""
+def _picture(file: Path, cfg: PictureConfig, corpus: str) -> tuple[bytes, bytes]:
+    """The (3, H, W) bytes of one file, grey ones with three equal colours, and its SHA-256."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -151,7 +155,7 @@ def _picture(file: Path, cfg: PictureConfig, corpus: str) -> tuple[np.ndarray, b
     try:
         with Image.open(file) as opened:
             resized = opened.convert("RGB").resize((cfg.width, cfg.height), Image.Resampling.BILINEAR)
-        return np.asarray(resized).transpose(2, 0, 1), hashlib.sha256(file.read_bytes()).digest()
+        return np.asarray(resized).transpose(2, 0, 1).tobytes(), hashlib.sha256(file.read_bytes()).digest()
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise DataError(
             f"{corpus}: {file} cannot be decoded as a picture ({type(error).__name__}); get it again."

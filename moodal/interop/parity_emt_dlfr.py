@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from moodal.core.batch import Stream, Target
 from moodal.core.errors import DataError, check, did_you_mean
-from moodal.core.method import Losses
+from moodal.core.method import Group, Losses
+from moodal.core.settings import GroupConfig, TrainConfig
 from moodal.core.spec import MODALITIES, DataSpec, Modality, Regression, StreamSpec
 from moodal.data.degrade import keep_masks
 from moodal.interop.official import Piece, load_pieces
@@ -20,12 +22,12 @@ from moodal.interop.parity import Case, Quantity, compare, compare_losses, compa
 from moodal.layers.masks import lengths_to_mask, zero_padding
 from moodal.layers.promotion import MutualPromotion, positions_like
 from moodal.methods.emt_dlfr import CONTEXT, EMTDLFR, EMTDLFRConfig
+from moodal.train.update import Updater
 
 #: Official names of the modalities and of the context.
 _NAMES = {"text": "text", "audio": "audio", "vision": "video", CONTEXT: "gmc_tokens"}
 #: The token id that stands for a dropped token in the vocabularies of the cases.
 UNKNOWN = 100
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # of Adam, as torch has them by default
 
 
 def check_case(path: Path) -> list[Quantity]:
@@ -47,17 +49,12 @@ def _outputs(case: Case, ours: Mapping[str, Tensor]) -> list[Quantity]:
 
 def _norms(case: Case, loss: Tensor, module: nn.Module, pieces: Sequence[Piece], inputs: nn.Module) -> list[Quantity]:
     """Gradient norms of parameters under official names and of the inputs."""
-    allowed, given = case.facts["tolerance"], gradients(loss, inputs)
-    found = gradients(loss, module)
+    facts, found = case.facts, gradients(loss, module)
     ours = {piece.official: float(piece.view(found[piece.ours]).norm()) for piece in pieces if piece.ours in found}
+    given = {name: float(gradient.norm()) for name, gradient in gradients(loss, inputs).items()}
     return [
-        *compare_norms(ours, case.facts["grad_norm"], allowed),
-        *compare_norms(
-            {name: float(gradient.norm()) for name, gradient in given.items()},
-            case.facts["grad_norm_inputs"],
-            allowed,
-            "gradient.input",
-        ),
+        *compare_norms(ours, facts["grad_norm"], facts["tolerance"]),
+        *compare_norms(given, facts["grad_norm_inputs"], facts["tolerance"], "gradient.input"),
     ]
 
 
@@ -121,7 +118,7 @@ def _model(case: Case) -> list[Quantity]:
 
 
 def _training(case: Case) -> list[Quantity]:
-    """One epoch of the official loop: gradients of some batches added, then a step; what is left over is dropped."""
+    """One epoch of the official loop: gradients of some batches, then a step; what is left over is dropped."""
     network = _Network(case.facts["config"])
     pieces = _linear("text_model.model", "words")
     pieces += [Piece(piece.official, f"method.{piece.ours}", piece.view) for piece in method_pieces(network.method)]
@@ -146,61 +143,38 @@ class _Network(nn.Module):
         self.method = _method(config)
         self.words = nn.Linear(config["feature_dims"][0], config["text_out"])
 
-    def groups(self, numbers: Mapping[str, float]) -> list["_Adam"]:
-        """The official groups with their rates and decays: the method's own, and the text encoder's two."""
-        names = {"audio": "audio", "vision": "video", "main": "other"}
-        parts = [(names[group.name], group.parameters()) for group in self.method.stages()[0].passes[0].all_groups()]
-        groups = [_Adam(own, numbers[f"learning_rate_{n}"], numbers[f"weight_decay_{n}"]) for n, own in parts]
-        rate = numbers["learning_rate_bert"]
-        return [
-            *groups,
-            _Adam([self.words.weight], rate, numbers["weight_decay_bert"]),
-            _Adam([self.words.bias], rate, 0.0),
-        ]
+    def groups(self) -> list[Group]:
+        """The official groups: the text encoder's weights and biases, and the method's own."""
+        named = dict(self.words.named_parameters())
+        own = self.method.stages()[0].passes[0].all_groups()
+        return [Group("backbone", named["weight"]), Group("biases", named["bias"]), *own]
+
+
+def _train_settings(training: Mapping[str, float]) -> TrainConfig:
+    """The official numbers as ours."""
+    names = {"backbone": "bert", "audio": "audio", "vision": "video", "main": "other"}
+    groups = {
+        own: GroupConfig(rate=training[f"learning_rate_{name}"], decay=training[f"weight_decay_{name}"])
+        for own, name in names.items()
+    }
+    groups["biases"] = GroupConfig(rate=training["learning_rate_bert"], decay=0.0)
+    return TrainConfig(optimiser="adam", schedule="constant", warmup=0.0, clip=None, groups=groups)
 
 
 def _epoch(case: Case, network: _Network) -> dict[str, float]:
-    """Train on the batches of a case; the total loss of each by the names of the case, which are numbers in order."""
-    config = case.facts["config"]
-    names = sorted(name for name in case.facts["losses"] if name.isdigit())
-    groups = network.groups(config["training"])
+    """Train on the batches of a case through our updater; their losses by the names of the case, which are in order."""
+    training = case.facts["config"]["training"]
+    fabric = Fabric(accelerator="cpu", devices=1)
+    update = Updater(fabric, {"main": network.groups()}, _train_settings(training), total=1)
     network.train()
     found: dict[str, float] = {}
-    for number, name in enumerate(names):
+    for number, name in enumerate(sorted(name for name in case.facts["losses"] if name.isdigit())):
         losses = _losses(network.method, _batch(case.inputs, f"train{number}."), network.words)
         found[name] = float(losses.total.detach())
-        for group in groups:
-            group.add(losses.total)
-        if (number + 1) % config["training"]["update_epochs"] == 0:
-            for group in groups:
-                group.step()
+        update.rows, update.due = 1, (number + 1) % training["update_epochs"] == 0
+        # Each batch counts alike, and the mean that our updater takes becomes the sum that theirs takes.
+        update(Losses(losses.total * training["update_epochs"], rows=1))
     return found
-
-
-class _Adam:
-    """Adam with coupled decay on a group of parameters, written out (Kingma and Ba, ICLR 2015, algorithm 1)."""
-
-    def __init__(self, parameters: Sequence[Tensor], rate: float, decay: float) -> None:
-        self.parameters, self.rate, self.decay, self.steps = list(parameters), rate, decay, 0
-        self.sums, self.mean, self.square = ([torch.zeros_like(p) for p in self.parameters] for _ in range(3))
-
-    def add(self, loss: Tensor) -> None:
-        """Add the gradient of ``loss``."""
-        found = torch.autograd.grad(loss, self.parameters, retain_graph=True)
-        self.sums = [sum_ + gradient for sum_, gradient in zip(self.sums, found, strict=True)]
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Step along what was added, and forget it."""
-        self.steps += 1
-        corrections = [1 - beta**self.steps for beta in _BETAS]
-        for place, parameter in enumerate(self.parameters):
-            gradient = self.sums[place] + self.decay * parameter
-            self.mean[place].lerp_(gradient, 1 - _BETAS[0])
-            self.square[place].lerp_(gradient.square(), 1 - _BETAS[1])
-            size = (self.square[place] / corrections[1]).sqrt() + _EPSILON
-            parameter.sub_(self.rate * (self.mean[place] / corrections[0]) / size)
-            self.sums[place] = torch.zeros_like(parameter)
 
 
 # ---- both views ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from moodal.layers.attention import scaled_attention
 EXPANSION = 4
 
 
-class Attention(nn.Module):
+class NormedAttention(nn.Module):
     """Out(softmax(Q K^T / sqrt(D / heads)) V) of normed steps, Q, K and V without biases, Out with one: self-attention.
 
     A row without a real step to attend to draws nothing; with ``uniform`` the plain mean of all its steps, padding
@@ -50,7 +50,7 @@ class Attention(nn.Module):
     def forward(self, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """(N, T, D) attends to itself -> (N, T, D)."""
         steps = self.norm(target)
-        parts = (self.query(steps) * self.scale, *self.key_value(steps).chunk(2, dim=-1))
+        parts = (F.linear(steps, self.query.weight * self.scale), *self.key_value(steps).chunk(2, dim=-1))
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         hidden = None if mask is None else _hidden(mask, query.dtype).unsqueeze(1)
         dropout = self.dropout.p if self.training else 0.0
@@ -66,7 +66,7 @@ class Attention(nn.Module):
         return weight.unflatten(0, (self.heads, -1))
 
 
-class ContextAttention(Attention):
+class ContextAttention(NormedAttention):
     """The same between a context of few tokens and a long sequence, either of them attending to the other.
 
     The maps that the long side would pass through move to the short one: (W_q a)·(W_k b) = a·(W_q^T W_k b), and a weighted
@@ -106,7 +106,7 @@ class ContextAttention(Attention):
 def _hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """(N, S) -> (N, 1, S) to add to scores. Finite, so that a row without real steps has a softmax: a uniform one."""
     zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return zeros.masked_fill(~mask, torch.finfo(dtype).min).unsqueeze(1)
+    return zeros.masked_fill(~mask, torch.finfo(dtype).min / 2).unsqueeze(1)  # half: scores added to it stay finite
 
 
 class PromotionUnit(nn.Module):
@@ -116,8 +116,8 @@ class PromotionUnit(nn.Module):
         self, width: int, *, heads: int, attention_dropout: float = 0.0, dropout: float = 0.0, uniform: bool = False
     ) -> None:
         super().__init__()
-        shared = {"heads": heads, "dropout": attention_dropout, "uniform": uniform}
-        self.cross, self.own = ContextAttention(width, **shared), Attention(width, **shared)
+        shared: dict[str, Any] = {"heads": heads, "dropout": attention_dropout, "uniform": uniform}
+        self.cross, self.own = ContextAttention(width, **shared), NormedAttention(width, **shared)
         self.norm = nn.LayerNorm(width)
         self.first = nn.Linear(width, 2 * EXPANSION * width)
         self.second = nn.Linear(EXPANSION * width, width)
@@ -161,7 +161,7 @@ class MutualPromotion(nn.Module):
     """L layers between the context and the sequences of ``modalities``.
 
     Units are shared over layers, modalities and the two directions unless told otherwise; the pool over layers.
-    ``uniform``: see :class:`Attention`; the published form.
+    ``uniform``: see :class:`NormedAttention`; the published form.
     """
 
     def __init__(

@@ -18,10 +18,11 @@ TINY = 1e-5
 
 
 def unit_distances(embedding: Tensor) -> Tensor:
-    """(N, D) -> (N, N) Euclidean distances between the rows scaled to length one, in [1e-6, 2]."""
-    unit = F.normalize(embedding, dim=1)
-    square = unit.square().sum(dim=1)
-    return (square[:, None] + square[None, :] - 2 * unit @ unit.T).clamp(min=1e-12).sqrt()
+    """(N, D) -> (N, N) Euclidean distances between the rows scaled to length one, in [1e-6, 2]; always in float32."""
+    with torch.autocast(embedding.device.type, enabled=False):
+        unit = F.normalize(embedding.float(), dim=1)
+        square = unit.square().sum(dim=1)
+        return (square[:, None] + square[None, :] - 2 * unit @ unit.T).clamp(min=1e-12).sqrt()
 
 
 def ranking_loss(

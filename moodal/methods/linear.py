@@ -4,11 +4,12 @@ Paper   none: a baseline of this project
 Code    none
 Shapes  N rows, T steps, D_m width of modality m, C outputs
 
-    x = [mean over real steps of text; of audio; of vision]      prediction = W (x - centre) / spread + b
+    x = [mean over real steps of text; of audio; of vision]      prediction = W (x - centre) / spread + b + offset
 
-``centre`` and ``spread`` are the mean and deviation of each column over the training rows, measured before training, so
-that one rate suits all columns. A modality that a row lacks enters as the centre. The text must come as features: an
-encoder that learns would not be linear.
+``centre`` and ``spread`` are the mean and deviation of each column over the training rows, ``offset`` is the mean label
+(0 for classes); they are measured before training, so that one rate suits all columns and the map starts at the mean
+predictor. A modality that a row lacks enters as the centre. The text must come as features: an encoder that learns would
+not be linear.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from moodal.core.batch import Batch
 from moodal.core.errors import MoodalError, check
 from moodal.core.method import Losses, Method, MethodConfig, Output, Split
-from moodal.core.spec import Classification, DataSpec, Needs
+from moodal.core.spec import Classification, DataSpec, Needs, Regression
 from moodal.layers.inputs import StreamInputs
 from moodal.layers.masks import masked_mean
 from moodal.losses.task import RegressionLoss, task_loss
@@ -57,8 +58,10 @@ class Linear(Method):
         self.map = nn.Linear(width, spec.task.outputs)
         self.centre: Tensor
         self.spread: Tensor
+        self.offset: Tensor
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
+        self.register_buffer("offset", torch.zeros(spec.task.outputs))
 
     @classmethod
     def needs(cls, cfg: LinearConfig) -> Needs:
@@ -67,18 +70,20 @@ class Linear(Method):
 
     @torch.no_grad()
     def on_stage_start(self, stage: str, train: Split) -> None:  # noqa: ARG002
-        """Measure centre and spread, each over the rows that have the modality; a column that never varies has spread 1."""
+        """Measure centre and spread over the rows that have the modality (spread 1 where nothing varies), and the offset."""
         parts = [self._columns(batch.to(self.centre.device)) for batch in train.batches(1024)]
         columns, there = torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
         rows = there.sum(dim=0).clamp(min=1)
         self.centre.copy_(columns.sum(dim=0) / rows)
         deviation = (((columns - self.centre) * there).square().sum(dim=0) / rows).sqrt()
         self.spread.copy_(deviation.where(deviation > SMALLEST, 1.0))
+        if train.target is not None and bool(train.target.valid.any()) and isinstance(self.spec.task, Regression):
+            self.offset.fill_(train.target.value[train.target.valid].mean())
 
     def forward(self, batch: Batch) -> Output:
         """Scores (N,) or logits (N, C)."""
         columns, there = self._columns(batch)
-        outputs = self.map((columns - self.centre) / self.spread * there)
+        outputs = self.map((columns - self.centre) / self.spread * there) + self.offset
         return Output(outputs if isinstance(self.spec.task, Classification) else outputs[:, 0])
 
     def loss(self, batch: Batch) -> Losses:

@@ -171,8 +171,8 @@ class MIB(Method):
             gaussians[FUSED] = gaussian
         for name, (mean, deviation) in gaussians.items():
             features |= {f"{name}_mean": mean, f"{name}_deviation": deviation, f"{name}_code": drawn[name]}
-        nats = [standard_kl(gaussians[name].mean.detach(), gaussians[name].deviation.detach()) for name in self.codes]
-        return Output(self.head(final), features=features, inspection={"nats": torch.stack(nats, dim=1)})
+        nats = self._nats(gaussians, present)
+        return Output(self.head(final), features=features, inspection={"nats": nats})
 
     def loss(self, batch: Batch) -> Losses:
         """The task's loss of the final and of every single prediction, plus beta times the divergences of the codes."""
@@ -231,6 +231,12 @@ class MIB(Method):
             return product.mean, product
         fused = self.fusion(torch.stack(list(vectors.values()), dim=1), present)
         return fused, self.bottlenecks[FUSED](fused) if FUSED in self.bottlenecks else None
+
+    def _nats(self, gaussians: Mapping[str, Gaussian], present: Tensor) -> Tensor:
+        """(N, codes) what each code carries, 0 where its modality is absent."""
+        there = dict(zip(self.inputs.modalities, present.unbind(dim=1)))
+        found = {name: standard_kl(*(part.detach() for part in gaussians[name])) for name in self.codes}
+        return torch.stack([nats * there[name] if name in there else nats for name, nats in found.items()], dim=1)
 
     def _task(self, prediction: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         cfg = self.cfg

@@ -215,12 +215,12 @@ class MMIM(Method):
         return Losses(total, output, rows=rows, **parts)
 
     def likelihoods(self, summaries: Mapping[Modality, Summary]) -> dict[str, Tensor]:
-        """() of each pair: the mean log-likelihood of one summary given the other, over the rows that have both."""
+        """() of each pair: the mean over rows of one summary's log-likelihood given the other; 0 for a row without both."""
         found = {}
         for name, (x, y) in self.pairs.items():
             values = self._pair_bounds[name].log_likelihood(summaries[x].vector, summaries[y].vector)
             both = summaries[x].present & summaries[y].present
-            found[name] = values.where(both, 0.0).sum() / both.sum().clamp(min=1)
+            found[name] = values.where(both, 0.0).mean()
         return found
 
     def projections(self, summaries: Mapping[Modality, Summary], target: Target) -> dict[str, Remembered]:

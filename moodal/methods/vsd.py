@@ -49,56 +49,6 @@ SHARES: Mapping[str, float] = {"infrared": 0.5, "shared_infrared": 0.25, "visibl
 RELEASED_FLOOR = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True)
-class VSDConfig(MethodConfig):
-    """Settings of VSD; the defaults are the released code's for SYSU-MM01 and RegDB, without its ImageNet weights."""
-
-    modalities: tuple[Modality, ...] = ("vision",)
-    blocks: tuple[int, ...] = RESNET50  # residual blocks by stage
-    width: int = 64  # channels of the stem; observations are 8 times as wide for each block's four, 2048 in all
-    weights: str | None = None  # ImageNet weights by hub name or file, for the three networks; null: random
-    hidden: tuple[int, ...] = (1000, 500)  # between an observation and its representation
-    code: int = 512  # width of a representation
-    dropout: float = 0.5  # in the classifier of the representation
-    mirror: float = 0.5  # chance that a training picture is mirrored
-    instances: int = 4  # pictures of a person and modality in a batch: train.batch is a multiple of twice this
-    label_smoothing: float = 0.1
-    triplet: Literal["ranked", "hard"] = "ranked"  # the released ranking loss, or batch-hard triplets
-    margins: tuple[float, float] = (0.9, 1.0)  # of the ranking loss: own modality, other modality; hard: the first
-    limits: tuple[float, float] = (2.2, 2.0)  # distances beyond which negatives are left alone, likewise
-    classification: float = 1.0  # weights of the parts
-    ranking: float = 1.0
-    transport: float = 8.0  # between the predictions of the two one-sided branches ("CML")
-    sufficiency: float = 2.0  # VSD
-    consistency: float = 2.0  # VCD
-    agreement: float = 0.0  # VML
-    direction: Direction = "teacher_first"  # of the divergences; the theory asks for the teacher first
-    temperature: float = 1.0  # divides the logits of VSD
-    embedding: Literal["observations", "representations", "both", "shared"] = (
-        "observations"  # what pictures are ranked by
-    )
-    reference: bool = False  # the released computation of VSD, VCD and transport
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(
-            "vision" in self.modalities, f"modalities is {list(self.modalities)}; VSD looks at pictures, give vision."
-        )
-        check(len(self.blocks) >= 2 and min(self.blocks) >= 1, f"blocks is {self.blocks}; give two stages or more.")
-        sizes = {"width": self.width, "code": self.code, "instances": self.instances}
-        for name, least in (("width", 1), ("code", 2), ("instances", 1)):
-            check(sizes[name] >= least, f"{name} is {sizes[name]}; it must be {least} or more.")
-        check(all(size >= 1 for size in self.hidden), f"hidden is {self.hidden}; each width must be 1 or more.")
-        for name in ("dropout", "label_smoothing"):
-            check(0 <= self.__dict__[name] < 1, f"{name} is {self.__dict__[name]}; it lies from 0 up to 1.")
-        check(0 <= self.mirror <= 1, f"mirror is {self.mirror}; it is a chance from 0 to 1.")
-        check(self.temperature > 0, f"temperature is {self.temperature}; it must be positive.")
-        for name in ("classification", "ranking", "transport", "sufficiency", "consistency", "agreement"):
-            check(self.__dict__[name] >= 0, f"{name} is {self.__dict__[name]}; it cannot be negative.")
-        for name in ("margins", "limits"):
-            check(len(self.__dict__[name]) == 2, f"{name} is {self.__dict__[name]}; give two: own and other modality.")
-
-
 class View(NamedTuple):
     """What one branch makes of the pictures: logits (N, C) on v, v (N, D), logits (N, C) on z, z (N, K)."""
 
@@ -122,6 +72,57 @@ class Objective(NamedTuple):
         """The weighted sum; parts of weight 0 are left out."""
         weights = {name: cfg.__dict__[name] for name in self._fields}
         return torch.stack([weights[name] * part for name, part in self._asdict().items() if weights[name]]).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VSDConfig(MethodConfig):
+    """Settings of VSD; the defaults are the released code's for SYSU-MM01 and RegDB, without its ImageNet weights."""
+
+    modalities: tuple[Modality, ...] = ("vision",)
+    blocks: tuple[int, ...] = RESNET50  # residual blocks by stage
+    width: int = 64  # channels of the stem; with four stages an observation is 32 times as wide
+    weights: str | None = None  # ImageNet weights by hub name or file, for the three networks; null: random
+    hidden: tuple[int, ...] = (1000, 500)  # between an observation and its representation
+    code: int = 512  # width of a representation
+    dropout: float = 0.5  # in the classifier of the representation
+    mirror: float = 0.5  # chance that a training picture is mirrored
+    instances: int = 4  # pictures of a person and modality in a batch: train.batch is a multiple of twice this
+    label_smoothing: float = 0.1
+    triplet: Literal["ranked", "hard"] = "ranked"  # the released ranking loss, or batch-hard triplets
+    margins: tuple[float, float] = (0.9, 1.0)  # of the ranking loss: own modality, other modality; hard: the first
+    limits: tuple[float, float] = (2.2, 2.0)  # distances beyond which negatives are left alone, likewise
+    classification: float = 1.0  # weights of the parts
+    ranking: float = 1.0
+    transport: float = 8.0  # between the predictions of the two one-sided branches ("CML")
+    sufficiency: float = 2.0  # VSD
+    consistency: float = 2.0  # VCD
+    agreement: float = 0.0  # VML
+    direction: Direction = "teacher_first"  # of the divergences; the theory asks for the teacher first
+    temperature: float = 1.0  # divides the logits of VSD
+    #: what pictures are ranked by: those of all branches, or the shared branch's representation of the colours.
+    embedding: Literal["observations", "representations", "both", "shared"] = "observations"
+    reference: bool = False  # the released computation of VSD, VCD and transport
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            "vision" in self.modalities, f"modalities is {list(self.modalities)}; VSD looks at pictures, give vision."
+        )
+        check(len(self.blocks) >= 2 and min(self.blocks) >= 1, f"blocks is {self.blocks}; give two stages or more.")
+        sizes = {"width": self.width, "code": self.code, "instances": self.instances}
+        for name, least in (("width", 1), ("code", 2), ("instances", 1)):
+            check(sizes[name] >= least, f"{name} is {sizes[name]}; it must be {least} or more.")
+        check(all(size >= 1 for size in self.hidden), f"hidden is {self.hidden}; each width must be 1 or more.")
+        for name in ("dropout", "label_smoothing"):
+            check(0 <= self.__dict__[name] < 1, f"{name} is {self.__dict__[name]}; it lies from 0 up to 1.")
+        check(0 <= self.mirror <= 1, f"mirror is {self.mirror}; it is a chance from 0 to 1.")
+        check(self.temperature > 0, f"temperature is {self.temperature}; it must be positive.")
+        for name in Objective._fields:
+            check(self.__dict__[name] >= 0, f"{name} is {self.__dict__[name]}; it cannot be negative.")
+        some = any(self.__dict__[name] > 0 for name in Objective._fields)
+        check(some, f"{', '.join(Objective._fields)} are all 0; nothing would be learnt, give one a weight.")
+        for name in ("margins", "limits"):
+            check(len(self.__dict__[name]) == 2, f"{name} is {self.__dict__[name]}; give two: own and other modality.")
 
 
 class Branch(nn.Module):
@@ -193,7 +194,7 @@ class VSD(Method):
             )
         self.train_identity.copy_(train.target.value)
         self.train_infrared.copy_(train.columns["infrared"])
-        self.order_seed.random_()
+        self.order_seed.copy_(torch.randint(2**62, ()))
         if self.cfg.weights is not None:
             state = read_weights(self.cfg.weights)
             for network in (module for module in self.modules() if isinstance(module, ResNet)):
@@ -219,8 +220,7 @@ class VSD(Method):
 
     def forward(self, batch: Batch) -> Output:
         """Embeddings of length one, (N, 4 D) of the observations."""
-        views = self.views(batch)
-        return Output(self._embedding(views), features=_features(views))
+        return Output(self._embedding(self.views(batch)))
 
     def loss(self, batch: Batch) -> Losses:
         """Classification, ranking and transport, and what is distilled."""
@@ -228,8 +228,7 @@ class VSD(Method):
             raise MoodalError("This batch has no labels, and a loss needs them.")
         views = self.views(batch)
         parts = objective(views, batch.target, batch.columns["infrared"], cfg=self.cfg, persons=self.persons)
-        output = Output(self._embedding(views), features=_features(views))
-        return Losses(parts.total(self.cfg), output, **parts._asdict())
+        return Losses(parts.total(self.cfg), Output(self._embedding(views)), **parts._asdict())
 
     def _embedding(self, views: Mapping[str, View]) -> Tensor:
         kind = self.cfg.embedding
@@ -297,7 +296,3 @@ def _ranking(vector: Tensor, who: Tensor, infrared: Tensor, cfg: VSDConfig) -> T
     if cfg.triplet == "hard":
         return hard_triplet_loss(vector, who, margin=cfg.margins[0])
     return ranking_loss(vector, who, infrared, margins=cfg.margins, limits=cfg.limits)
-
-
-def _features(views: Mapping[str, View]) -> dict[str, Tensor]:
-    return {f"{name}_{part}": value for name, view in views.items() for part, value in view._asdict().items()}

@@ -176,6 +176,12 @@ def test_configurations_of_one_method_are_told_apart(runs):
 # The command
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Plots are not looked at here, and drawing takes seconds."""
+    monkeypatch.setattr("moodal.bench.robustness.rate_curves", lambda *_, **__: {"svg": b"", "png": b""})
+
+
 def test_the_command_writes_tables_plots_and_numbers(runs, cli):
     code, out, err = cli(
         runs / "whole", runs / "half", "--rates", "0,0.5,1", "--out", "made", "--json", "device.accelerator=cpu"
@@ -208,14 +214,14 @@ def test_the_command_writes_tables_plots_and_numbers(runs, cli):
     assert r"\toprule" in Path("made/robustness.tex").read_text()
 
 
-def test_noise_is_asked_for_in_decibels(runs, cli):
+def test_noise_is_asked_for_in_decibels(runs, cli, undrawn):
     code, out, err = cli(runs / "whole", "--kind", "noise", "--snr", "10,-5", "--json", "device.accelerator=cpu")
     assert code == 0, err
     assert list(json.loads(out.splitlines()[-1])["scores"]["TEXT"]) == ["0", "0.0909091", "0.759747"]
     assert "0.0909 (10 dB)" in Path("robustness/robustness.md").read_text()
 
 
-def test_matched_takes_everything_from_the_runs(runs, cli):
+def test_matched_takes_everything_from_the_runs(runs, cli, undrawn):
     code, out, err = cli(runs, "--matched", "--json", "device.accelerator=cpu")
     assert code == 0, err
     assert "Each rate is scored on runs trained at that rate." in out

@@ -522,6 +522,17 @@ def test_measured_explanations_are_measured_again(encoder, tmp_path):
     )  # a blur keeps the mean, noise does not
 
 
+def test_explanations_of_which_none_is_left_are_empty_rows(encoder, tmp_path):
+    text = TextData(mode="finetune", encoder=encoder, max_tokens=30)
+    cfg = configured(text=text, explainer="measured")
+    raw, needs = read_corpus(cfg), Needs(explanations=("audio", "vision"))
+    maker = Degrader(raw, cfg, needs, prepare(raw, cfg, needs, cache=tmp_path), cache=tmp_path)
+    left = maker("test", missing("modality", 1))
+    assert set(left.explanations) == set(maker.data.splits["test"].explanations) == {"audio", "vision"}
+    assert not any(stream.lengths.any() for stream in left.explanations.values())
+    assert not everything(left).explanations["vision"].mask.any()
+
+
 def test_an_encoder_that_is_not_here_has_the_published_unknown_token():
     from moodal.features.text import unknown_id
 

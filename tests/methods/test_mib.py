@@ -197,6 +197,7 @@ def test_a_modality_that_is_absent_says_nothing(fusion):
     loss = method.loss(given)
     assert not any(slopes(loss.total, method.bottlenecks["audio"]) + slopes(loss.total, method.heads["audio"]))
     before = method(given).prediction
+    assert not method(given).inspection["nats"][:, 1].any()
     for parameter in method.bottlenecks["audio"].parameters():
         nn.init.normal_(parameter)
     assert torch.equal(method(given).prediction, before)
