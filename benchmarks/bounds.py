@@ -44,7 +44,7 @@ TABLE, ROWS, TABLE_ROWS = 256, 2048, 512
 #: how many y each x meets besides its own, where there is no table.
 STRANGERS = 4
 #: an evaluation: how many blocks, whose spread gives the standard error, and rows of a block.
-BLOCKS, BLOCK_ROWS, TABLE_BLOCK_ROWS = 32, 16384, 4096
+BLOCKS, BLOCK_ROWS, TABLE_BLOCK_ROWS = 32, 8192, 4096
 
 #: R correlations side by side, n rows each: (R, n, D).
 Sample = tuple[Tensor, Tensor]
@@ -169,16 +169,34 @@ class Bound:
     network: type[Critic] | type[Conditional] | None = None
     above: bool = False
     table: bool = False
+    among: int | None = None  # rows in a logarithm of a mean, or in a mean of e^T
     trained_as: str | None = None  # the bound whose network this one takes
 
 
 RATIO, DENSITY = Exact(ratio=True), Exact(ratio=False)
 BOUNDS: dict[str, Bound] = {
     "donsker_varadhan": Bound(
-        "Donsker-Varadhan", lambda net, x, y: torch.vmap(donsker_varadhan)(*net.pairs(x, y)), RATIO, Critic
+        "Donsker-Varadhan",
+        lambda net, x, y: torch.vmap(donsker_varadhan)(*net.pairs(x, y)),
+        RATIO,
+        Critic,
+        among=ROWS,
     ),
-    "nwj": Bound("NWJ", lambda net, x, y: torch.vmap(nwj)(*(1 + scores for scores in net.pairs(x, y))), RATIO, Critic),
-    "infonce": Bound("InfoNCE", lambda net, x, y: by_table(infonce, net.table(x, y)), RATIO, Critic, table=True),
+    "nwj": Bound(
+        "NWJ",
+        lambda net, x, y: torch.vmap(nwj)(*(1 + scores for scores in net.pairs(x, y))),
+        RATIO,
+        Critic,
+        among=ROWS,
+    ),
+    "infonce": Bound(
+        "InfoNCE",
+        lambda net, x, y: by_table(infonce, net.table(x, y)),
+        RATIO,
+        Critic,
+        table=True,
+        among=TABLE,
+    ),
     "barber_agakov": Bound(
         "Barber-Agakov",
         lambda net, x, y: torch.vmap(barber_agakov)(net.pairs(x, y)[0], entropy(y)),
@@ -262,12 +280,12 @@ class Row:
         return self.share >= 0.9
 
 
-def expected_error(rho: float, width: int, rows: int) -> float:
-    """What is missing in the logarithm of a mean of e^T over ``rows`` rows apart, to second order, for the best critic T.
+def expected_error(rho: float, width: int, rows: int | None) -> float:
+    """By how much the logarithm of a mean of e^T over ``rows`` pairs apart is off, to second order, for the best critic T.
 
-    Var(e^T) = (1 - rho²)^-D - 1 for pairs apart; the logarithm of the mean is off by about Var / (2 rows).
+    Var(e^T) = (1 - rho²)^-D - 1, and the error about Var / (2 rows). 0 where there is no such mean (None).
     """
-    return ((1 - rho**2) ** -width - 1) / (2 * rows)
+    return 0.0 if rows is None else ((1 - rho**2) ** -width - 1) / (2 * rows)
 
 
 def measure(width: int, *, steps: int, rate: float, seed: int) -> list[Row]:
@@ -284,10 +302,9 @@ def measure(width: int, *, steps: int, rate: float, seed: int) -> list[Row]:
             found = evaluate(bound, networks[source], width)
         else:
             found = exact
-        among = {Critic: TABLE if bound.table else ROWS}.get(bound.network)  # type: ignore[call-overload]
         for k, rho in enumerate(RHOS):
             information = -width / 2 * math.log(1 - rho**2)
-            asked = not bound.above and (among is None or expected_error(rho, width, among) <= 0.05 * information)
+            asked = not bound.above and expected_error(rho, width, bound.among) <= 0.05 * information
             numbers = [float(part[k]) for part in (*found, *exact)]
             rows.append(Row(width, rho, information, name, bound.above, asked, *numbers))
         print(f"D = {width}, {bound.label}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
@@ -354,9 +371,10 @@ def plot(rows: Sequence[Row]) -> bytes:
             label="I(X; Y)",
         )
         nats.set(yscale="log", title=f"{width} coordinates", ylabel="nats")
+        nats.yaxis.set_major_formatter("{x:g}")
         shares.axhspan(0.9, 1.0, color=INK, alpha=0.08, linewidth=0)
         shares.set(ylim=(0, 2.6), xlabel="correlation of a pair of coordinates", ylabel="share of I(X; Y)")
-    axes[0, 0].legend(ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     return png(figure, dpi=100)
 
 
@@ -380,10 +398,10 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of bounds.csv and bounds.png")
-    parser.add_argument("--steps", type=int, default=600, help="training steps of each network")
+    parser.add_argument("--steps", type=int, default=500, help="training steps of each network")
     parser.add_argument("--rate", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 

@@ -145,12 +145,12 @@ def child(name: str, options: argparse.Namespace) -> dict[str, float]:
 def memory(name: str, options: argparse.Namespace) -> dict[str, float]:
     """MiB resident at most before two steps, and by how much they raise it."""
     step = stepper(FORMS[name], build(options.heads), make_batch())
-    before = _resident()
+    before = resident()
     step(), step()
-    return {"before": before, "step": _resident() - before}
+    return {"before": before, "step": resident() - before}
 
 
-def _resident() -> float:
+def resident() -> float:
     """MiB resident at most so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

@@ -135,8 +135,14 @@ def means(found: Mapping[str, Robustness], metric: str) -> Iterator[str]:
         for place, level in enumerate(damage.levels):
             cells = [values[damage.kind, name][place] * column.scale for name in names]
             cells += [cells[0] - cells[1]] if len(names) == 2 else []
-            told = [f"{cell.mean():.{column.decimals}f} ± {_spread(cell):.{column.decimals}f}" for cell in cells]
-            yield f"| {damage.label} | {level:g} | {' | '.join(told)} |"
+            told = " | ".join(_told(cell, column.decimals) for cell in cells)
+            yield f"| {damage.label} | {level:g} | {told} |"
+
+
+def _told(values: np.ndarray, decimals: int) -> str:
+    """Mean and deviation over seeds; of one seed its value alone."""
+    mean = f"{values.mean():.{decimals}f}"
+    return mean if len(values) == 1 else f"{mean} ± {_spread(values):.{decimals}f}"
 
 
 def _spread(values: np.ndarray) -> float:

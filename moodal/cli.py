@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _training_commands(commands)
     _scoring_commands(commands)
+    _compare_command(commands)
     _robustness_command(commands)
     _importing_commands(commands)
     _looking_commands(commands)
@@ -149,6 +150,8 @@ def _scoring_commands(commands: Commands) -> None:
     part.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
     _json(part)
 
+
+def _compare_command(commands: Commands) -> None:
     part = _command(
         commands,
         "compare",

@@ -29,16 +29,6 @@ from moodal.train.evaluate import evaluate
 RATES = tuple(step / 10 for step in range(11))
 DECIBELS = (20.0, 10.0, 5.0, 0.0, -5.0, -10.0)
 
-#: What the rate of each kind is, for axes and captions.
-RATE_IS: Mapping[str, str] = {
-    "frames": "share of steps dropped",
-    "modality": "share of modalities missing",
-    "block": "length of the block dropped, as a share",
-    "noise": "share of noise in the power",
-    "blur": "reach of the blur, as a share",
-    "freeze": "share of steps frozen",
-}
-
 _MATCHED = "Each rate is scored on runs trained at that rate."
 _GIVEN = "Every run is scored at every rate, whatever it was trained with."
 
@@ -56,7 +46,8 @@ def area_under_curve(rates: Sequence[float], values: Sequence[float]) -> float:
     to 0.5 half of it. NaN if a value is.
     """
     order = np.argsort(rates)
-    return float(np.trapezoid(np.asarray(values, np.float64)[order], np.asarray(rates, np.float64)[order]))
+    x, y = np.asarray(rates, np.float64)[order], np.asarray(values, np.float64)[order]
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +143,7 @@ class Robustness:
         ]
         metrics = (metric_column(key, marked=False) for key in self.keys)
         columns = (Column("name", "Configuration"), Column("rate", "Rate"), *metrics)
-        caption = f"Scores on {self.plan.split} of {self.corpus}; rate: {RATE_IS[self.plan.kind]}"
+        caption = f"Scores on {self.plan.split} of {self.corpus}; rate: {KINDS[self.plan.kind].rate_is}"
         return Table(columns, tuple(rows), caption)
 
     def rate_name(self, rate: float) -> str:
@@ -166,7 +157,7 @@ class Robustness:
             Line(curve.name, curve.rates, {key: [curve.at(rate, key) for rate in curve.rates] for key in self.keys})
             for curve in self.curves
         ]
-        drawn = rate_curves(lines, keys=self.keys, label=RATE_IS[self.plan.kind], constant=self.constant)
+        drawn = rate_curves(lines, keys=self.keys, label=KINDS[self.plan.kind].rate_is, constant=self.constant)
         written = {
             "robustness.md": f"{areas.markdown()}\n{by_rate.markdown()}",
             "robustness.tex": f"{areas.latex()}\n{by_rate.latex()}",

@@ -60,12 +60,12 @@ Apply = Callable[[Ragged, Rows, float, int], Damaged]
 
 @dataclass(frozen=True, kw_only=True)
 class Degradation:
-    """One kind of damage. ``modalities``: the streams it is meant for; ``tokens``: whether it can act on token ids;
-    ``drawn``: whether a seed matters; ``scaled``: whether it asks how values vary; ``needs_steps``: whether rows of one
-    step are left as they are."""
+    """One kind of damage. ``rate_is``: what its rate measures; ``modalities``: the streams it is meant for; ``tokens``:
+    whether it can act on token ids; ``drawn``: whether a seed matters; ``scaled``: whether it asks how values vary;
+    ``needs_steps``: whether rows of one step are left as they are."""
 
     name: str
-    about: str
+    rate_is: str
     apply: Apply
     modalities: tuple[Modality, ...] = MODALITIES
     tokens: bool = True
@@ -86,7 +86,7 @@ def keep_masks(
     """The published masks: {modality: (N, T) bool, True on real steps that stay} for ``real`` of the same shapes.
 
     One array U of uniform numbers is drawn per modality from its seed; a step stays where U > rate. The first and last
-    token of a text ([CLS], [SEP]) always stay. Source: EMT-DLFR section 4.1 and data/load_data.py; TFR-Net.
+    token of a text ([CLS], [SEP]) always stay. Source: EMT-DLFR (Sun et al. 2023), data/load_data.py, after TFR-Net.
     """
     kept = {name: _uniform(mask.shape, seeds[name]) > rate for name, mask in real.items()}
     return {name: mask & (kept[name] | _ends(mask) if name == "text" else kept[name]) for name, mask in real.items()}
@@ -181,26 +181,27 @@ def _freeze(stream: Ragged, _rows: Rows, rate: float, _seed: int) -> Damaged:
     return Damaged(Ragged(values, stream.offsets), place < live[row])
 
 
+_HEARD_AND_SEEN: tuple[Modality, ...] = ("audio", "vision")
 _SEEN: tuple[Modality, ...] = ("vision",)
 
 #: All kinds of damage, by name.
 KINDS: Mapping[str, Degradation] = {
     kind.name: kind
     for kind in (
-        Degradation(name="frames", apply=_frames, about="single steps are dropped at random (the published protocol)"),
-        Degradation(name="modality", apply=_modality, about="whole modalities of a clip are missing"),
-        Degradation(name="block", apply=_block, about="one block of neighbouring steps is dropped"),
+        Degradation(name="frames", rate_is="share of steps dropped", apply=_frames),
+        Degradation(name="modality", rate_is="share of modalities missing", apply=_modality),
+        Degradation(name="block", rate_is="length of the dropped block, as a share", apply=_block),
         Degradation(
-            name="noise", apply=_noise, about="Gaussian noise is added", modalities=("audio", "vision"), tokens=False,
+            name="noise", rate_is="share of noise in the power", apply=_noise, modalities=_HEARD_AND_SEEN, tokens=False,
             scaled=True,
         ),
         Degradation(
-            name="blur", apply=_blur, about="the stream is smoothed over time", modalities=_SEEN, tokens=False,
-            drawn=False, needs_steps=True,
+            name="blur", rate_is="reach of the blur, as a share", apply=_blur, modalities=_SEEN, tokens=False, drawn=False,
+            needs_steps=True,
         ),
         Degradation(
-            name="freeze", apply=_freeze, about="the stream stands still from a step on", modalities=_SEEN,
-            tokens=False, drawn=False, needs_steps=True,
+            name="freeze", rate_is="share of steps frozen", apply=_freeze, modalities=_SEEN, tokens=False, drawn=False,
+            needs_steps=True,
         ),
     )
 }  # fmt: skip

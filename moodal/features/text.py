@@ -152,7 +152,7 @@ def _encode_all(keys: Sequence[bytes], rows: Ragged, facts: EncoderFacts, into: 
     for start in range(0, len(keys), SHARD_TEXTS):
         part = np.arange(start, min(start + SHARD_TEXTS, len(keys)))
         lengths = rows.lengths[part]
-        named = [keys[row] for row in part]
+        named = keys[start : start + len(part)]
         with new_shard(into.folder, named, lengths, width=facts.width, dtype=into.dtype) as shard:
             for batch in _batches(lengths):
                 if model is not None and lengths[batch].any():

@@ -21,7 +21,7 @@ class LSTM(nn.Module):
         self, width: int, hidden: int, *, layers: int = 1, bidirectional: bool = True, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.out = hidden * (2 if bidirectional else 1)
+        self.hidden, self.out = hidden, hidden * (2 if bidirectional else 1)
         widths = [width] + [self.out] * (layers - 1)
         self.ahead = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in widths)
         self.back = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in widths if bidirectional)
@@ -49,7 +49,7 @@ class LSTM(nn.Module):
 
     def _last(self, states: Tensor, lengths: Tensor) -> Tensor:
         """(N, out): ahead at the last real step, back at the first."""
-        hidden = self.ahead[0].hidden_size
+        hidden = self.hidden
         end = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden)
         last = states[..., :hidden].gather(1, end).squeeze(1)
         if len(self.back):

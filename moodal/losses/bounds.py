@@ -121,7 +121,8 @@ class GaussianConditional(nn.Module):
 
         All pairs of N rows, x_i in row i and y_j in column j: ``conditional(x.unsqueeze(1), y)``.
         """
-        return gaussian_log_density(y, self.mean(x), self.log_variance(x))
+        # In the type of y: under autocast the maps give 16 bits, too few for squares over small variances.
+        return gaussian_log_density(y, self.mean(x).to(y.dtype), self.log_variance(x).to(y.dtype))
 
 
 def gaussian_log_density(value: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:

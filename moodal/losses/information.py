@@ -63,7 +63,8 @@ class CriticBound(nn.Module):
         bounds = []
         for (m, to_one), (n, to_other) in combinations(zip(self.names, self.projections), 2):
             rows = rows_with(codes[m], codes[n])
-            scores = cosine_scores(to_one(codes[m].pooled[rows]), to_other(codes[n].pooled[rows])) / self.temperature
+            one, other = to_one(codes[m].pooled[rows]), to_other(codes[n].pooled[rows])
+            scores = cosine_scores(one, other).float() / self.temperature
             bounds.append(critic_bound(self.kind, scores, apart=strangers(rows, dialogue)))
         return torch.stack(bounds).sum()
 

@@ -155,10 +155,10 @@ class MMMIE(Method):
 
     def _code(self, modality: Modality, stream: Stream) -> Code:
         hidden = self.encoders[modality](stream)
-        mean = steps = self.means[modality](hidden)
+        mean = steps = self.means[modality](hidden).float()  # information is measured in 32 bits
         deviation = None
         if modality in self.deviations:
-            deviation = F.softplus(self.deviations[modality](hidden) + START)
+            deviation = F.softplus(self.deviations[modality](hidden).float() + START)
             steps = Gaussian(mean, deviation).sample() if self.training else mean
         source = masked_mean(stream.data, stream.mask).detach()
         return Code(steps, masked_mean(steps, stream.mask), mean, deviation, stream.mask, source)

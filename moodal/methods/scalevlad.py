@@ -73,8 +73,8 @@ class ScaleVladConfig(MethodConfig):
         check(self.width % self.heads == 0, f"heads is {self.heads}; it must divide width ({self.width}).")
         for name in ("scales", "text_scales"):
             found = self.__dict__[name]
-            fits = found is None or (found and min(found) >= 0 and len(set(found)) == len(found))
-            check(bool(fits), f"{name} is {found}; give window lengths, each once, 0 for the whole sequence.")
+            fits = found is None or (len(found) > 0 and min(found) >= 0 and len(set(found)) == len(found))
+            check(fits, f"{name} is {found}; give window lengths, each once, 0 for the whole sequence.")
         check(self.clustering >= 0, f"clustering is {self.clustering}; it cannot be negative.")
         check(self.clustering_from >= 1, f"clustering_from is {self.clustering_from}; the bank is full from 1 on.")
         check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it lies from 0 up to 1.")
@@ -105,7 +105,7 @@ class ScaleVLAD(Method):
         self.vlad = SharedVlad(
             cfg.width, cfg.centres, assignment=cfg.assignment, aggregation=cfg.aggregation, sharpness=cfg.sharpness
         )
-        blocks = sum(len(cfg.windows(m)) for m in self.encoders)
+        blocks = sum(len(cfg.windows(m)) for m in self.inputs.modalities)
         self.norm = nn.LayerNorm(cfg.width)
         self.weights = nn.Parameter(torch.ones(blocks)) if cfg.fusion == "sum" else None
         tokens = cfg.centres * (1 if cfg.fusion == "sum" else blocks) + len(self.encoders) * cfg.utterance

@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file
 
 from moodal.core.errors import DataError, MoodalError
-from moodal.core.spec import Classification, Regression
+from moodal.core.spec import Classification, Identification, Regression
 from moodal.data.corpus import Clip
 from moodal.prepare import verify_same_recipe
 from moodal.train.evaluate import Predictions
@@ -134,7 +134,7 @@ def test_inspection_on_a_full_disk_is_a_sentence(home, monkeypatch):
     monkeypatch.setattr("moodal.train.runs.save_file", no_space)
     table = Predictions(("a",), np.zeros(1), np.zeros(1), np.ones(1, bool), {"gates": np.ones((1, 3))})
     with pytest.raises(MoodalError, match="disk is full"):
-        home.write_inspection({"test": table})
+        home.write_inspection({"test": table}, Regression(-3, 3))
     assert not list(home.path.iterdir())
 
 
@@ -173,8 +173,19 @@ def test_predictions_of_a_classification(home):
 
 def test_inspection_is_by_split_in_row_order(home):
     table = Predictions(("a", "b"), np.zeros(2), np.zeros(2), np.ones(2, bool), {"gates": np.arange(6.0).reshape(2, 3)})
-    home.write_inspection({"test": table})
+    home.write_inspection({"test": table}, Regression(-3, 3))
     assert load_file(home.path / "inspection.safetensors")["test.gates"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_embeddings_are_kept_whole_and_their_table_says_whose_they_are(home):
+    table = Predictions(("a", "b"), np.float32([[0.6, 0.8], [1, 0]]), np.array([4.0, 7.0]), np.ones(2, bool))
+    home.write_predictions({"test": table}, Identification(3))
+    home.write_inspection({"test": table}, Identification(3))
+    assert [list(row.values()) for row in read_csv(home.path / "predictions.csv")] == [
+        ["test", "a", "4"],
+        ["test", "b", "7"],
+    ]
+    assert (load_file(home.path / "inspection.safetensors")["test.embedding"] == table.prediction).all()
 
 
 def test_texts_hold_what_was_said_and_explained(home):

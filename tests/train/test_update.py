@@ -205,6 +205,16 @@ def test_the_rate_follows_the_schedule(schedule, warmup):
         assert rate_factor(step, total, cfg) == pytest.approx((step + 1) / warm if step < warm else after)
 
 
+def test_the_rate_falls_to_a_tenth_at_each_drop():
+    cfg = TrainConfig(schedule="step", drops=(0.4, 0.75), warmup=0.1)
+    found = [round(rate_factor(step, 20, cfg), 6) for step in range(20)]
+    assert found == [0.5, 1.0, *[1.0] * 6, *[0.1] * 7, *[0.01] * 5]
+    with pytest.raises(MoodalError, match=r"drops is for train\.schedule=step"):
+        TrainConfig(drops=(0.5,))
+    with pytest.raises(MoodalError, match="each is a share of all steps"):
+        TrainConfig(schedule="step", drops=(1.5,))
+
+
 def test_the_rate_of_a_step_is_the_schedule_times_the_groups_rate():
     net = model()
     groups = {"second": GroupConfig(rate=0.5)}
