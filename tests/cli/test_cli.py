@@ -303,3 +303,24 @@ def test_classes_are_trained_and_scored(cli, tiny_text_settings):
     assert set(done["test"]["mean"]) == {"accuracy", "uar", "weighted_f1"}
     header = (Path(done["runs"]["1"]) / "predictions.csv").read_text().splitlines()[0]
     assert header == "split,id,target,prediction,p_negative,p_neutral,p_positive"
+
+
+def test_compare_trains_what_is_missing_and_prints_one_table(cli, tmp_path):
+    small = ["reader.train=24", "reader.valid=8", "reader.test=8", "data.text.mode=features", "data.explainer=stored"]
+    ask = ["compare", "synthetic", "linear", "cmga", "seed=1,2", *small, "train.epochs=1", "device.threads=1"]
+    code, out, err = cli(*ask, "--runs", str(tmp_path), "--json")
+    assert code == 0, err
+    rows = [line for line in out.splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1].strip() for row in rows[2:4]] == ["Linear baseline", "CMGA"] and "mean of the" in rows[4]
+    found = json.loads(out.splitlines()[-1])
+    assert set(found["methods"]["synthetic/cmga"]["test"]["seeds"]) == {"1", "2"} and not found["failures"]
+    assert Path(found["page"]).is_file()
+    again = cli(*ask, "--runs", str(tmp_path))[2]
+    assert "epoch 1/1" in err and "epoch 1/1" not in again
+
+
+def test_compare_refuses_a_corpus_without_recipes_and_a_method_that_does_not_exist(cli):
+    code, _, err = cli("compare", "atlantis")
+    assert code == 2 and "There is no recipe for 'atlantis'" in err
+    code, _, err = cli("compare", "synthetic", "txet", "seed=1")
+    assert code == 2 and "text" in err
