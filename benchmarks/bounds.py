@@ -375,7 +375,7 @@ def plot(rows: Sequence[Row]) -> bytes:
         shares.axhspan(0.9, 1.0, color=INK, alpha=0.08, linewidth=0)
         shares.set(ylim=(0, 2.6), xlabel="correlation of a pair of coordinates", ylabel="share of I(X; Y)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
-    return png(figure, dpi=100)
+    return png(figure, dpi=90)
 
 
 def main() -> None:

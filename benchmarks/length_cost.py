@@ -3,10 +3,11 @@
     python benchmarks/length_cost.py --out FOLDER       writes length_cost.csv, .png and .md there and prints the table
 
 Two clips, the widths of MOSEI (300, 74, 35), every method at its own paper's sizes, training mode, one view of the batch.
-"mult, published" is MulT with its attention written out (``published`` in ``mult_step.py``). Each method and length has a
-process of its own with one thread. Time: processor seconds of the fastest of several steps, which a busy machine hardly
-changes. Memory: growth of the highest resident size (``ru_maxrss``) from before the first step to after the second.
-Exponents are slopes of least squares in the logarithms over all lengths, and over the last doubling alone.
+"mult, published" is MulT with its attention written out (``published`` in ``mult_step.py``). Each point is a process of its
+own with one thread. Time: processor seconds of the fastest of several steps, which a busy machine changes least. Memory:
+growth of the highest resident size (``ru_maxrss``) from before the first step to after the second, with an allocator
+that gives every larger block back at once (glibc's ``MALLOC_MMAP_THRESHOLD_``), so that it is what the step needs.
+Exponents are slopes of least squares in the logarithms, over all lengths and over the upper three.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import csv
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -43,6 +45,8 @@ FORMS: dict[str, tuple[str, Callable[[Any, Batch], Tensor]]] = {
 }
 #: what is measured -> its name in the table.
 QUANTITIES = {"seconds": "time", "mib": "memory"}
+#: how many of the longest have an exponent of their own.
+UPPER = 3
 
 
 class Row(NamedTuple):
@@ -58,7 +62,7 @@ def main() -> None:
     """Measure every method at every length and write what was found."""
     options = _options()
     if options.point is not None:
-        print(json.dumps(point(options.point, options.steps, options.rows, options.rounds)))
+        print(json.dumps(MEASURES[options.quantity](options.point, options.steps, options)))
         return
     rows = []
     for steps in options.lengths:
@@ -75,29 +79,50 @@ def main() -> None:
 
 
 def child(form: str, steps: int, options: argparse.Namespace) -> Row:
-    """``point`` in a fresh process."""
-    settings = {"--point": form, "--steps": steps, "--rows": options.rows, "--rounds": options.rounds}
-    command = [sys.executable, __file__, *(str(part) for pair in settings.items() for part in pair)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return Row(form, steps, **json.loads(done.stdout))
+    """Every quantity at one point, each in a fresh process."""
+    found = {}
+    for quantity in QUANTITIES:
+        settings = {"--point": form, "--quantity": quantity, "--steps": steps}
+        settings |= {"--rows": options.rows, "--rounds": options.rounds}
+        command = [sys.executable, __file__, *(str(part) for pair in settings.items() for part in pair)]
+        environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if quantity == "mib" else {})
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        found[quantity] = json.loads(done.stdout)
+    return Row(form, steps, **found)
 
 
-def point(form: str, steps: int, rows: int, rounds: int) -> dict[str, float]:
-    """Seconds and MiB of one form at one length."""
+def seconds(form: str, steps: int, options: argparse.Namespace) -> float:
+    """Processor seconds of the fastest of several steps, after one to warm up."""
+    step, times = stepper(form, steps, options.rows), []
+    for _ in range(options.rounds + 1):
+        started = time.process_time()
+        step()
+        times.append(time.process_time() - started)
+    return min(times[1:])
+
+
+def mib(form: str, steps: int, options: argparse.Namespace) -> float:
+    """MiB that two steps need beside method and batch."""
+    step, before = stepper(form, steps, options.rows), resident()
+    step(), step()
+    return resident() - before
+
+
+def stepper(form: str, steps: int, rows: int) -> Callable[[], None]:
+    """Forward and backward of one form."""
     torch.set_num_threads(1)
     name, predict = FORMS[form]
     method, batch = build(name), make_batch(rows, steps)
 
-    def step() -> float:
-        started = time.process_time()
+    def step() -> None:
         method.zero_grad(set_to_none=True)
         predict(method, batch).abs().mean().backward()
-        return time.process_time() - started
 
-    before = resident()
-    step(), step()
-    mib = resident() - before
-    return {"seconds": min(step() for _ in range(rounds)), "mib": mib}
+    return step
+
+
+#: what is measured, and how.
+MEASURES = {"seconds": seconds, "mib": mib}
 
 
 def build(name: str) -> Any:
@@ -140,13 +165,13 @@ def as_csv(rows: list[Row]) -> str:
 def as_table(rows: list[Row]) -> str:
     """A Markdown table: one line per method and quantity, its exponents at the end."""
     lengths = sorted({row.steps for row in rows})
-    head = ["", *(f"T = {steps}" for steps in lengths), "exponent", "last doubling"]
+    head = ["", *(f"T = {steps}" for steps in lengths), "exponent", f"T >= {lengths[-UPPER]}"]
     lines = [head, ["---"] * len(head)]
     for quantity, name in QUANTITIES.items():
         for form in FORMS:
             steps, values = columns(rows, form, quantity)
             shown = [f"{value:.3g} s" if quantity == "seconds" else f"{value:.0f} MiB" for value in values]
-            exponents = [f"{slope(steps, values):.2f}", f"{slope(steps[-2:], values[-2:]):.2f}"]
+            exponents = [f"{slope(steps, values):.2f}", f"{slope(steps[-UPPER:], values[-UPPER:]):.2f}"]
             lines.append([f"{form}: {name}", *shown, *exponents])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -158,7 +183,7 @@ def picture(rows: list[Row]) -> bytes:
     for axes, (quantity, name) in zip(figure.subplots(1, 2), QUANTITIES.items()):
         for form, colour in zip(FORMS, COLOURS):
             steps, values = columns(rows, form, quantity)
-            label = f"{form}: T^{slope(steps[-2:], values[-2:]):.1f} at the end"
+            label = f"{form}: T^{slope(steps[-UPPER:], values[-UPPER:]):.1f}"
             axes.loglog(steps, values, marker="o", markersize=4, color=colour, label=label)
         lengths = sorted({row.steps for row in rows})
         axes.set_xticks(lengths, [str(steps) for steps in lengths])
@@ -176,6 +201,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--point", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--quantity", choices=QUANTITIES, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
