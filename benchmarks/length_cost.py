@@ -5,8 +5,8 @@
 Two clips, the widths of MOSEI (300, 74, 35), every method at its own paper's sizes, training mode, one view of the batch.
 "mult, published" is MulT with its attention written out (``published`` in ``mult_step.py``). Each point is a process of its
 own with one thread. Time: processor seconds of the fastest of several steps, which a busy machine changes least. Memory:
-growth of the highest resident size (``ru_maxrss``) from before the first step to after the second, with an allocator
-that gives every larger block back at once (glibc's ``MALLOC_MMAP_THRESHOLD_``), so that it is what the step needs.
+growth of the highest resident size from before the first step to after the second, with an allocator that gives every
+larger block back at once (glibc's ``MALLOC_MMAP_THRESHOLD_``), so that it is what the step needs.
 Exponents are slopes of least squares in the logarithms, over all lengths and over the upper three.
 """
 

@@ -7,8 +7,8 @@ A step is forward, backward, clipping and Adam on 16 clips of 50, 500 and 375 st
 "published" is written out in this file: positions, LayerNorms, then attention as matrix product, mask, softmax, dropout
 on all weights, matrix product, with no fused kernel, on the same parameters. The two take turns in one process, so that
 a busy machine slows both, and ratios are medians over the turns. Without dropout their predictions and the norms of their
-gradients are compared first. Memory is the growth of the highest resident size that the operating system saw
-(``ru_maxrss``), from just before the first step to after the second, in a process of its own for each.
+gradients are compared first. Memory is the growth of the highest resident size that the operating system saw, from just
+before the first step to after the second, in a process of its own for each.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,7 +152,11 @@ def memory(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def resident() -> float:
-    """MiB resident at most so far."""
+    """MiB resident at most since this process began. (``ru_maxrss`` alone would begin with the size of the parent.)"""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

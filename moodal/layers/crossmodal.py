@@ -209,7 +209,7 @@ def sight(target: Sequence, source: Sequence, *, causal: bool, reference: bool =
     present = other.any(dim=1)[:, None, None]
     seen = other[:, None]
     if causal:
-        seen = seen & (_index(keys, other)[:, None] <= _reach(values, own, other)[..., None])
+        seen = seen & (_index(other)[:, None] <= _reach(own, other)[..., None])
     # A row without a source sees everything, so that no softmax is over nothing, and takes nothing (``present``).
     return Sight(_additive((seen | ~present).unsqueeze(1), values), present)
 
@@ -227,14 +227,14 @@ def _additive(seen: Tensor, like: Tensor) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=like.device).masked_fill_(~seen, float("-inf"))
 
 
-def _index(values: Tensor, mask: Tensor) -> Tensor:
+def _index(mask: Tensor) -> Tensor:
     """(N, T) steps counted from the first real one, which is 0; negative before it."""
-    return torch.arange(values.shape[1], device=mask.device) - first_step(mask)[:, None]
+    return torch.arange(mask.shape[1], device=mask.device) - first_step(mask)[:, None]
 
 
-def _reach(values: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """(N, T) the last key that each step of the target sees, counted as in ``_index``; 0 at least."""
-    return (_index(values, own) + (span(other) - span(own)).abs()[:, None]).clamp(min=0)
+def _reach(own: Tensor, other: Tensor) -> Tensor:
+    """(N, T) the last of the source's S steps that each step of the target sees, both counted as in ``_index``; 0 at least."""
+    return (_index(own) + (span(other) - span(own)).abs()[:, None]).clamp(min=0)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

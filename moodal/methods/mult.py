@@ -149,12 +149,12 @@ class MulT(Method):
     def forward(self, batch: Batch) -> Output:
         """Scores (N,) or logits (N, C).
 
-        Features: "<target>_from_<source>" (N, T, D), "<target>" (N, W) and "fused", the targets side by side.
+        Features: "<target>_from_<source>" (N, T, D), "<target>_summary" (N, W) and "fused", these side by side.
         """
         sequences = self.enter(batch)
         found = self.read(sequences)
         mixed = self.mixed(sequences, found)
-        ends: dict[str, Tensor] = {target: self.memories[target](mixed[target], last=True) for target in mixed}
+        ends = {f"{target}_summary": self.memories[target](mixed[target], last=True) for target in mixed}
         fused = torch.cat(list(ends.values()), dim=-1)
         return Output(self.head(fused), features={**found, **ends, "fused": fused})
 
