@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: weights in a tile, so that two tiles fit into the second cache of a core, and its queries at most.
-_WEIGHTS, _QUERIES = 2**18, 64
+#: weights in a tile, so that it fits into the second cache of a core, and its queries at most.
+_WEIGHTS, _QUERIES = 2**19, 64
 #: values of the 16-bit random numbers that decide what is dropped.
 _VALUES = 2**16
 
