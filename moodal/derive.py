@@ -143,9 +143,12 @@ def about(role: Role) -> Modality:
 
 def explained(raw: RawCorpus, cfg: RunConfig, needs: Needs, explainer: MeasuredExplainer | None = None) -> RawCorpus:
     """Fill absent explanations with measured ones, if the method reads any. ``explainer``: one fitted before."""
-    if cfg.data.explainer == "stored" or not (needs.explanations or needs.comment):
-        return raw
-    return explain_corpus(raw, explainer)
+    return explain_corpus(raw, explainer) if reads_measured(cfg, needs) else raw
+
+
+def reads_measured(cfg: RunConfig, needs: Needs) -> bool:
+    """Whether the method reads explanations and measured ones stand in for absent ones."""
+    return cfg.data.explainer == "measured" and bool(needs.explanations or needs.comment)
 
 
 def transcripts(raw: RawCorpus, needs: Needs) -> list[str]:

@@ -20,7 +20,7 @@ from moodal.data.degrade import KINDS, Damaged, Degradation, Rows
 from moodal.data.ragged import Ragged
 from moodal.data.split import Split
 from moodal.data.transforms import Standardise, Transform, pooled
-from moodal.derive import Derivation, Derived, Progress, explained, settings_of
+from moodal.derive import Derivation, Derived, Progress, explained, reads_measured, settings_of
 from moodal.explain.measured import MeasuredExplainer
 from moodal.explain.voice import measure
 from moodal.prepare import Prepared, cache_folder, make_split
@@ -62,8 +62,7 @@ class Degrader:
     ) -> None:
         self.raw, self.cfg, self.needs, self.data = raw, cfg, needs, data
         self.cache, self.progress = cache or cache_folder(), progress
-        reads_told = cfg.data.explainer == "measured" and bool(needs.explanations or needs.comment)
-        self.explainer = MeasuredExplainer.fit(raw) if reads_told else None
+        self.explainer = MeasuredExplainer.fit(raw) if reads_measured(cfg, needs) else None
         self.measures = tuple(measure(raw)) if cfg.data.audio.statistics else None
         self._units: dict[Modality, Standardise] = {}
 

@@ -23,6 +23,7 @@ from moodal.core.spec import (
     Modality,
     Needs,
     Regression,
+    Role,
     StreamSpec,
     Task,
 )
@@ -31,7 +32,9 @@ from moodal.data.corpus import SPLITS, Clip, CorpusFacts, RawCorpus
 from moodal.data.ragged import Ragged
 from moodal.data.split import Split
 from moodal.data.transforms import Transform, fit, verify_width
-from moodal.derive import Derivation, Derived, Progress, explained, settings_of
+from moodal.derive import Derivation, Derived, Progress, explained, reads_measured, settings_of
+from moodal.explain.measured import MeasuredExplainer
+from moodal.explain.voice import measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,21 +87,72 @@ def prepare(
 ) -> Prepared:
     """Make splits of what ``needs`` asks for.
 
-    ``stored``: the data.json of a run whose statistics are used instead of new ones, and whose feature recipe the
-    data must match (``DataError`` naming the difference otherwise).
+    ``stored``: the data.json of a run whose statistics, explainer and measures are used instead of new ones, and whose
+    feature recipe the data must match (``DataError`` naming the difference otherwise). What the run reads and these
+    clips all lack is there as empty rows.
     """
-    raw = explained(raw, cfg, needs)
+    explainer = _explainer(raw, cfg, needs, stored)
+    raw = explained(raw, cfg, needs, explainer)
+    measures = _measures(raw, cfg, stored)
     derivation = Derivation(cfg=cfg, needs=needs, cache=cache or cache_folder(), stored=stored, progress=progress)
-    derived = derivation(raw)
+    derived = derivation(raw, measures=measures)
+    if stored is not None:
+        derived = _completed(derived, stored, len(raw.clips))
     described = _describe(raw, cfg, tuple(derived.streams), derived.facts)
     if stored is not None:
         verify_same_recipe(stored, described)
     transforms = _transforms(raw, derived, cfg, stored)
-    description = {**described, "transforms": {name: t.state() for name, t in transforms.items()}}
+    description = {
+        **described,
+        "reads": {"streams": list(derived.streams), "explanations": list(derived.explanations)},
+        "measured": None if explainer is None else explainer.state(),
+        "measures": None if measures is None else list(measures),
+        "transforms": {name: t.state() for name, t in transforms.items()},
+    }
     splits = {name: make_split(raw, name, derived, transforms) for name in SPLITS}
     spec = _spec(raw, cfg, derived, transforms)
     clips = {name: tuple(raw.clips[i] for i in raw.positions(name)) for name in SPLITS}
     return Prepared(facts=raw.facts, spec=spec, splits=splits, clips=clips, description=description)
+
+
+def _explainer(
+    raw: RawCorpus, cfg: RunConfig, needs: Needs, stored: Mapping[str, Any] | None
+) -> MeasuredExplainer | None:
+    """The explainer of the run, or one fitted on ``raw``; None where no explanation is read or none is measured."""
+    if not reads_measured(cfg, needs):
+        return None
+    state = None if stored is None else stored.get("measured")  # runs of earlier versions have none
+    return MeasuredExplainer.fit(raw) if state is None else MeasuredExplainer.from_state(state)
+
+
+def _measures(raw: RawCorpus, cfg: RunConfig, stored: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    """Names of the measures of the voice among the clip statistics, in their order; None where these are not used."""
+    if not cfg.data.audio.statistics:
+        return None
+    known = None if stored is None else stored.get("measures")
+    return tuple(measure(raw)) if known is None else tuple(known)
+
+
+def _completed(derived: Derived, stored: Mapping[str, Any], clips: int) -> Derived:
+    """``derived`` with empty rows for whatever the run reads and none of these clips has: the method expects all of it."""
+    reads = stored.get("reads")
+    if reads is None:  # written by an earlier version
+        return derived
+    text, offsets = stored["text"], np.zeros(clips + 1, dtype=np.int64)
+    tokens = text.get("mode") in ("finetune", "tokens")
+
+    def written() -> Ragged:
+        if tokens:
+            return Ragged(np.zeros(0, np.int64), offsets)
+        width = text["width"] if "width" in text else text["features"]["width"]
+        return Ragged(np.zeros((0, width), np.float32), offsets)
+
+    words: dict[Modality, Ragged] = {"text": written()} if "text" in reads["streams"] else {}
+    told: dict[Role, Ragged] = {role: written() for role in reads["explanations"]}
+    facts = derived.facts if "encoder" in derived.facts or "encoder" not in text else text
+    return replace(
+        derived, streams={**words, **derived.streams}, explanations={**told, **derived.explanations}, facts=facts
+    )
 
 
 def _describe(
