@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, get_args
 
 import moodal
+from moodal import clip_commands as clips
 from moodal import commands as run
 from moodal.core.errors import Interrupted, MoodalError
 from moodal.core.settings import Kind
@@ -65,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
     _scoring_commands(commands)
     _compare_command(commands)
     _robustness_command(commands)
+    _clip_commands(commands)
+    _extract_command(commands)
+    _explaining_commands(commands)
     _importing_commands(commands)
     _looking_commands(commands)
     return top
@@ -93,7 +97,7 @@ def _training_commands(commands: Commands) -> None:
     part = _command(
         commands,
         "demo",
-        run.demo,
+        clips.demo,
         "Train, evaluate and report TEXT on a synthetic corpus: the five-minute tour.",
         "moodal demo",
     )
@@ -192,6 +196,107 @@ def _robustness_command(commands: Commands) -> None:
     part.add_argument("--out", default="robustness", metavar="FOLDER", help="where to (default: robustness)")
     part.set_defaults(settings=[])
     _json(part)
+
+
+def _clip_commands(commands: Commands) -> None:
+    part = _command(
+        commands, "predict", clips.predict, "Score clips, a folder of clips or a text, and say why.", "moodal predict clip.mp4"
+    )  # fmt: skip
+    part.add_argument("clips", nargs="*", metavar="CLIP", help="video or sound files, or folders of them")
+    _served_run(part)
+    part.add_argument("--text", help="what is said in the clip, or, without a clip, the text to score")
+    about = (
+        "ask a language model why: its settings, such as describe.model=NAME,describe.base_url=URL (default: measured)"
+    )
+    part.add_argument("--explainer", metavar="KEY=VALUE,..", help=about)
+    part.add_argument("--fast", action="store_true", help="do not score each clip again without each modality")
+    part.add_argument("--out", metavar="FILE", help="also write the predictions as JSON")
+    _json(part)
+    part = _command(
+        commands, "serve", clips.serve, "Serve a run over HTTP, with a page to drop a clip on.", "moodal serve --port 8000"
+    )  # fmt: skip
+    _served_run(part)
+    part.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
+    )
+    part.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
+    part.add_argument("settings", nargs="*", metavar="key=value", help="limits, for example clip_seconds=60 queue=128")
+    part = _command(
+        commands, "save", clips.save, "Write a run as a folder to give away: weights, settings, model card.",
+        "moodal save runs/ravdess/text/0a1b2c3d/seed-1 --out my-model",
+    )  # fmt: skip
+    part.add_argument("folder", metavar="RUN")
+    part.add_argument("--out", required=True, metavar="FOLDER")
+    part.add_argument(
+        "--without-encoder", action="store_true", help="leave a fine-tuned text encoder out of the weights"
+    )
+
+
+def _extract_command(commands: Commands) -> None:
+    part = _command(
+        commands, "extract", clips.extract, "Make a corpus of a folder of clips and a table of labels.",
+        "moodal extract clips --labels labels.csv --out stores/mine",
+    )  # fmt: skip
+    part.add_argument("folder", metavar="DIR")
+    part.add_argument(
+        "settings", nargs="*", metavar="key=value", help="for example audio=prosody_25 words.recogniser=none"
+    )
+    part.add_argument(
+        "--labels", required=True, metavar="CSV", help="columns file, label; optional: id, split, text, start, end, ..."
+    )
+    part.add_argument(
+        "--out", required=True, metavar="STORE", help="folder to make; what is done lies in STORE.work until then"
+    )
+    part.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
+    part.add_argument("--engine", choices=("processes", "ray"), default="processes", help="ray: Ray Data, for clusters")
+    part.add_argument("--cluster", metavar="ADDRESS", help="of a Ray cluster (default: this machine)")
+    part.add_argument(
+        "--limit", type=float, default=120.0, metavar="S", help="seconds that one clip may take (default: 120)"
+    )
+    part.add_argument("--low", type=float, help="lowest label of the scale (default: of those in the table)")
+    part.add_argument("--high", type=float, help="highest label of the scale")
+    part.add_argument(
+        "--classes", metavar="A,B", help="the classes in their order (default: the words in the table, sorted)"
+    )
+    part.add_argument("--language", default="en", help="of clips whose row names none (default: en)")
+    part.add_argument("--retry", action="store_true", help="try clips again that were faulty before")
+    part.add_argument("--overwrite", action="store_true", help="replace an existing store")
+    _json(part)
+
+
+def _explaining_commands(commands: Commands) -> None:
+    part = _command(
+        commands, "explain", clips.explain, "Have a multimodal language model explain the clips of a store.",
+        "moodal explain stores/mine --media clips --out said.jsonl --into stores/told describe.model=NAME "
+        "describe.base_url=http://localhost:8000/v1",
+    )  # fmt: skip
+    _asked_model(part, "describe.model=NAME describe.base_url=URL refine.model=NAME ... ask.concurrency=4")
+    part.add_argument("--split", action="append", choices=("train", "valid", "test"), help="clips to ask about")
+    part.add_argument("--into", metavar="STORE", help="write the store with the explanations in it there")
+    part.add_argument("--plan", metavar="NAME", help="whose answers go into it, where the file holds those of several")
+    part.add_argument("--keep", action="store_true", help="texts that the clips bring stay")
+    part = _command(
+        commands, "judge", clips.judge, "The zero-shot baseline: a multimodal language model gives the score.",
+        "moodal judge stores/mine --media clips --out scores.jsonl judge.model=NAME judge.base_url=http://localhost:8000/v1",
+    )  # fmt: skip
+    _asked_model(part, "judge.model=NAME judge.base_url=URL judge.frames=8 ask.concurrency=4 ...")
+    part.add_argument("--runs", default="runs", help="folder of runs (default: runs)")
+
+
+def _asked_model(part: argparse.ArgumentParser, example: str) -> None:
+    part.add_argument("store", metavar="STORE")
+    part.add_argument("settings", nargs="*", metavar="key=value", help=example)
+    part.add_argument("--out", required=True, metavar="JSONL", help="answers; what is in it is not asked again")
+    part.add_argument(
+        "--media", metavar="DIR", help="folder of the clips' files (default: words and measurements alone)"
+    )
+    _json(part)
+
+
+def _served_run(part: argparse.ArgumentParser) -> None:
+    about = "run folder, folder of moodal save, or hub repository (default: the run that ships with the package)"
+    part.add_argument("--run", dest="run_folder", default="pretrained", metavar="RUN", help=about)
+    part.add_argument("--accelerator", default="cpu", help="cpu, gpu, auto (default: cpu)")
 
 
 def _importing_commands(commands: Commands) -> None:

@@ -13,7 +13,8 @@ import moodal
 from moodal.core.errors import MoodalError
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print ``value`` as one line of JSON, NaN as null."""
     from moodal.core.files import plain
 
     print(json.dumps(plain(value), ensure_ascii=False))
@@ -61,7 +62,7 @@ def train(options: argparse.Namespace) -> int:
         return 0
     print(result.table())
     if options.json:
-        _print_json(result.summary())
+        print_json(result.summary())
     return 0
 
 
@@ -75,7 +76,7 @@ def evaluate(options: argparse.Namespace) -> int:
     for split, row in scores.items():
         print(f"{split:6}" + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
     if options.json:
-        _print_json(scores)
+        print_json(scores)
     return 0
 
 
@@ -105,7 +106,7 @@ def ablate(options: argparse.Namespace) -> int:
     finished, table = found
     print({"markdown": table.markdown, "csv": table.csv, "latex": table.latex}[options.format]())
     if options.json:
-        _print_json(finished.as_json())
+        print_json(finished.as_json())
     return 1 if finished.failed else 0
 
 
@@ -123,7 +124,7 @@ def compare(options: argparse.Namespace) -> int:
         print(f"not trained: {recipe}: {fault}", file=sys.stderr)
     print(f"open {found.page}", file=sys.stderr)
     if options.json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     return 1 if found.failures else 0
 
 
@@ -138,7 +139,7 @@ def robustness(options: argparse.Namespace) -> int:
     print(found.areas().markdown())
     print("\n".join(f"wrote {path}" for path in files))
     if options.json:
-        _print_json(found.as_json() | {"files": [str(path) for path in files]})
+        print_json(found.as_json() | {"files": [str(path) for path in files]})
     return 0
 
 
@@ -192,7 +193,7 @@ def import_(options: argparse.Namespace) -> int:
     print(report)
     print(f"wrote {out}; train with: moodal train {options.corpus}/text data.root={out}")
     if options.json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     return 0
 
 
@@ -217,7 +218,7 @@ def parity(options: argparse.Namespace) -> int:
             f"{case.method:8} {case.case:24} largest difference {worst.difference:.1e} ({worst.name}; {allowed})  {verdict}"
         )
     if options.json:
-        _print_json(
+        print_json(
             {"ok": all(case.ok for case in results), "cases": {f"{c.method}/{c.case}": c.to_json() for c in results}}
         )
     return 0 if all(case.ok for case in results) else 1
@@ -282,11 +283,3 @@ def check(_: argparse.Namespace) -> int:
     for recipe, fault in faults.items():
         print(f"{recipe:28} {'ok' if fault is None else fault}")
     return 0 if all(fault is None for fault in faults.values()) else 2
-
-
-def demo(options: argparse.Namespace) -> int:
-    """The main job."""
-    from moodal.jobs import demo
-
-    print(demo(Path(options.runs)))
-    return 0

@@ -32,7 +32,7 @@ from moodal.data.corpus import SPLITS, Clip, CorpusFacts, RawCorpus
 from moodal.data.ragged import Ragged
 from moodal.data.split import Split
 from moodal.data.transforms import Transform, fit, verify_width
-from moodal.derive import Derivation, Derived, Progress, explained, reads_measured, settings_of
+from moodal.derive import Derivation, Derived, Progress, explained, settings_of
 from moodal.explain.measured import MeasuredExplainer
 from moodal.explain.voice import measure
 
@@ -91,7 +91,7 @@ def prepare(
     feature recipe the data must match (``DataError`` naming the difference otherwise). What the run reads and these
     clips all lack is there as empty rows.
     """
-    explainer = _explainer(raw, cfg, needs, stored)
+    explainer = _explainer(raw, cfg, stored)
     raw = explained(raw, cfg, needs, explainer)
     measures = _measures(raw, cfg, stored)
     derivation = Derivation(cfg=cfg, needs=needs, cache=cache or cache_folder(), stored=stored, progress=progress)
@@ -115,11 +115,12 @@ def prepare(
     return Prepared(facts=raw.facts, spec=spec, splits=splits, clips=clips, description=description)
 
 
-def _explainer(
-    raw: RawCorpus, cfg: RunConfig, needs: Needs, stored: Mapping[str, Any] | None
-) -> MeasuredExplainer | None:
-    """The explainer of the run, or one fitted on ``raw``; None where no explanation is read or none is measured."""
-    if not reads_measured(cfg, needs):
+def _explainer(raw: RawCorpus, cfg: RunConfig, stored: Mapping[str, Any] | None) -> MeasuredExplainer | None:
+    """The explainer of the run, or one fitted on ``raw``; None where nothing is to be measured.
+
+    A method that reads no explanation has one too: whoever predicts with the run wants to be told why.
+    """
+    if cfg.data.explainer != "measured":
         return None
     state = None if stored is None else stored.get("measured")  # runs of earlier versions have none
     return MeasuredExplainer.fit(raw) if state is None else MeasuredExplainer.from_state(state)

@@ -5,17 +5,29 @@ The extractors themselves are in ``features`` and are imported on use, so that `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from moodal.core.errors import check
 from moodal.core.registry import Table
+from moodal.core.spec import Modality
 from moodal.data.corpus import FeatureRecipe
-from moodal.data.ragged import Ragged
 
-EXTRACTORS = Table("extractor", {"librosa_33": "moodal.features.audio:Librosa33"})
+EXTRACTORS = Table(
+    "extractor",
+    {
+        "librosa_33": "moodal.features.audio:Librosa33",
+        "prosody_25": "moodal.features.prosody:Prosody25",
+        "opensmile_egemaps": "moodal.features.opensmile:OpenSmileEgemaps",
+        "wav2vec2": "moodal.features.hub:Wav2Vec2",
+        "hubert": "moodal.features.hub:Hubert",
+        "wavlm": "moodal.features.hub:WavLM",
+        "face_mesh": "moodal.features.face:FaceMesh",
+        "hub_vision": "moodal.features.hub:HubVision",
+    },
+)
 
 #: Called with (files done, files to do).
 Report = Callable[[int, int], None]
@@ -40,7 +52,8 @@ class MediaFile:
 class LibrosaSettings:
     """Settings of ``librosa_33``; times follow from them: a step is ``hop / sample_rate`` seconds.
 
-    ``trim_db``: leading and trailing parts so many decibels below the peak are cut (null: nothing is cut).
+    ``trim_db``: leading and trailing parts so many decibels below the peak are cut (null: nothing is cut). ``level_db``: what
+    is left is made so loud, root mean square in decibels of full scale, for clips from microphones of all kinds (null: as recorded).
     ``pitch_low``, ``pitch_high``: range of the voice in Hz. ``pitch_resolution``: in semitones. ``mel_low``,
     ``mel_high``: Hz. ``range_db``: what is quieter than the loudest frame by more is raised to that.
     """
@@ -49,6 +62,7 @@ class LibrosaSettings:
     hop: int = 256
     window: int = 1024
     trim_db: float | None = 30.0
+    level_db: float | None = None
     pitch_low: float = 65.0
     pitch_high: float = 500.0
     pitch_resolution: float = 0.1
@@ -60,6 +74,10 @@ class LibrosaSettings:
     def __post_init__(self) -> None:
         check(
             1 <= self.hop <= self.window, f"hop is {self.hop}; it must lie between 1 and the window of {self.window}."
+        )
+        check(
+            self.level_db is None or -80 <= self.level_db < 0,
+            f"level_db is {self.level_db}; give -80 to below 0 decibels of full scale, or null.",
         )
         check(
             0 < self.pitch_low < self.pitch_high,
@@ -86,17 +104,17 @@ def _short_window(cfg: LibrosaSettings) -> str:
 
 
 class Extractor(Protocol):
-    """An entry of ``EXTRACTORS``: built from its settings; its recipe says what it makes."""
+    """An entry of ``EXTRACTORS``: built from its settings; its recipe says what it makes.
+
+    ``Config(**recipe().settings)`` are settings that make the same extractor again. What an audio and what a vision
+    extractor do besides is in ``features.audio_base`` and ``features.face``.
+    """
 
     name: ClassVar[str]
     version: ClassVar[str]
+    modality: ClassVar[Modality]
+    Config: ClassVar[type[Any]]
 
-    def __init__(self, cfg: LibrosaSettings) -> None: ...
+    def __init__(self, cfg: Any = None) -> None: ...
 
     def recipe(self) -> FeatureRecipe: ...
-
-    def extract(
-        self, files: Sequence[MediaFile], cache: Path, *, workers: int = 0, progress: Report | None = None
-    ) -> Ragged:
-        """A row of steps for each file, an empty one where it cannot be read. ``cache``: what was made before."""
-        ...

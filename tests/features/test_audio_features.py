@@ -10,7 +10,7 @@ import pytest
 
 from moodal.core.errors import DataError, MoodalError
 from moodal.data.extractors import EXTRACTORS, LibrosaSettings, MediaFile
-from moodal.features import audio
+from moodal.features import audio, audio_base
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("librosa")
@@ -77,7 +77,7 @@ def test_silence_has_no_steps(extractor):
 def test_stereo_and_other_rates_become_mono_at_the_rate(tmp_path):
     wave = tone(200, rate=48000)
     soundfile.write(tmp_path / "stereo.wav", np.stack([wave, wave], axis=1), 48000)
-    read = audio.read_sound(MediaFile(tmp_path / "stereo.wav"), RATE)
+    read = audio_base.read_sound(MediaFile(tmp_path / "stereo.wav"), RATE)
     assert read.ndim == 1 and len(read) == RATE // 2
     np.testing.assert_allclose(read[200:-200], tone(200)[200:-200], atol=0.02)
 
@@ -89,7 +89,7 @@ def test_part_of_an_archive_is_read_like_a_file(tmp_path):
     (tmp_path / "archive").write_bytes(b"before" + content.getvalue() + b"after")
     part = MediaFile(tmp_path / "archive", 6, len(content.getvalue()))
     np.testing.assert_array_equal(
-        audio.read_sound(part, RATE), audio.read_sound(MediaFile(tmp_path / "alone.flac"), RATE)
+        audio_base.read_sound(part, RATE), audio_base.read_sound(MediaFile(tmp_path / "alone.flac"), RATE)
     )
 
 
