@@ -205,6 +205,13 @@ def _clip_commands(commands: Commands) -> None:
     part.add_argument("clips", nargs="*", metavar="CLIP", help="video or sound files, or folders of them")
     _served_run(part)
     part.add_argument("--text", help="what is said in the clip, or, without a clip, the text to score")
+    part.add_argument(
+        "--start", type=float, default=0.0, metavar="S", help="seconds into the file where the clip begins"
+    )
+    part.add_argument("--end", type=float, metavar="S", help="where it ends (default: at the end of the file)")
+    about = "who finds the words where none are given: pocketsphinx (default), none, whisper:NAME or whisper:FOLDER"
+    part.add_argument("--recogniser", metavar="NAME", help=about)
+    part.add_argument("--encoder", metavar="FOLDER", help="where the run's text encoder is now, if it has moved")
     about = (
         "ask a language model why: its settings, such as describe.model=NAME,describe.base_url=URL (default: measured)"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,8 +22,10 @@ from moodal.features.face_signals import CHANNELS, confidence, signals
 from moodal.features.face_tracks import Followed, distinct, follow
 from moodal.features.frames import Frame
 
-#: Standard error belongs to the whole process: one turns it off at a time.
+#: Standard error belongs to the whole process: one holds it at a time.
 _STDERR = threading.Lock()
+#: Lines of the loggers of TensorFlow Lite and absl, such as "W0000 00:00:17.5 2665 some_calculator.cc:186] ...".
+_CHATTER = re.compile(rb"[WI]\d{4} .*\.cc:\d+\]|INFO: Created TensorFlow|WARNING: All log messages before absl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,19 +182,21 @@ def _note(counts: np.ndarray, followed: Followed) -> str:
 
 @contextmanager
 def _silenced(already: bool) -> Iterator[None]:
-    """Standard error thrown away, of C++ libraries too; nothing where ``already`` calm."""
+    """What mediapipe's libraries write to standard error left out, what anybody else writes passed on; nothing where
+    ``already`` calm."""
     if already:
         yield
         return
-    with _STDERR:
-        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
+    with _STDERR, tempfile.TemporaryFile() as written:
+        kept = os.dup(2)
+        os.dup2(written.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+            written.seek(0)
+            os.write(2, b"".join(line for line in written if not _CHATTER.match(line)))
 
 
 def _face_mesh_module() -> Any:

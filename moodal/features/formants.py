@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from moodal.features.pitch import frames_of
+from moodal.features.pitch import BLOCK, frames_of
 
 FORMANTS = 3
 #: Numbers of the all-pole model: two for each of the five formants below the limit of about 5.5 kHz.
@@ -43,8 +43,10 @@ def find_formants(wave: np.ndarray, rate: int, hertz: np.ndarray, *, window: int
     slow = np.append(slow[:1], slow[1:] - EMPHASIS * slow[:-1])
     size = int(window * share)
     middles = np.round(voiced * hop * float(share)).astype(np.int64)
-    frames = frames_of(slow, size, 1)[np.minimum(middles, len(slow))] * np.hanning(size + 2)[1:-1]
-    poles, predictor = _poles(frames)
+    frames, taper = frames_of(slow, size, 1), np.hanning(size + 2)[1:-1]
+    middles = np.minimum(middles, len(slow))
+    blocks = [_poles(frames[middles[at : at + BLOCK]] * taper) for at in range(0, max(1, len(middles)), BLOCK)]
+    poles, predictor = (np.concatenate(part) for part in zip(*blocks, strict=True))
     frequency = np.angle(poles) * lower / (2 * np.pi)
     with np.errstate(divide="ignore"):
         bandwidth = -np.log(np.abs(poles)) * lower / np.pi

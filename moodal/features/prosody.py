@@ -100,7 +100,7 @@ class Prosody25(AudioExtractor):
         taper = np.hanning(cfg.window + 2)[1:-1]
         size = 2 ** int(np.ceil(np.log2(cfg.window)))
         frames = frames_of(wave.astype(np.float32), cfg.window, cfg.hop)
-        power = (np.abs(fft.rfft(frames * taper.astype(np.float32), size)) * (2 / taper.sum())) ** 2
+        power = (np.abs(fft.rfft(frames * taper.astype(np.float32), size)) * float(2 / taper.sum())) ** 2
         hertz = np.arange(power.shape[1]) * cfg.sample_rate / size
         level = 10 * np.log10(power + FLOOR)
         edges = _mel_edges(cfg.sample_rate)
