@@ -3,7 +3,9 @@
 Source   The two corpora as cmu_mosi.py and ravdess.py read them, in the subfolders ``cmu_mosi`` and ``ravdess``.
 Labels   sentiment in [-3, 3]. Of CMU-MOSI its own. RAVDESS has emotions, no sentiment; a choice of ours maps them:
          happy is positive, sad, angry, fearful and disgust are negative, 1.5 at normal and 2.5 at strong intensity;
-         neutral and calm are 0; surprised, which may be either, has no label.
+         neutral and calm are 0; surprised, which may be either, has no label. Four emotions are negative and one is
+         positive: of each of the four only the clips of one sentence and repetition have a label, or else to have a
+         voice at all would be to be negative.
 Streams  text, and audio as librosa_33, which any clip can be measured by. CMU-MOSI comes without sound, so its clips
          have no audio; the face is left out, for neither corpus has one that is measured here.
 """
@@ -29,6 +31,8 @@ from moodal.data.tables import need_folder
 NAME = "mosi_ravdess"
 #: Emotion -> sign of the sentiment; emotions that are not here have no label.
 SIGNS = {"neutral": 0, "calm": 0, "happy": 1, "sad": -1, "angry": -1, "fearful": -1, "disgust": -1}
+#: Their order says which of the four takes (sentence, repetition) each keeps.
+NEGATIVE = tuple(name for name, sign in SIGNS.items() if sign < 0)
 #: RAVDESS's two intensities -> how far from 0.
 STRENGTHS = {"1": 1.5, "2": 2.5}
 
@@ -62,7 +66,7 @@ class MosiRavdess:
     def read(root: Path | None, cfg: Any, cache: Path) -> RawCorpus:
         """Read both folders below ``root``. Raises DataError with a sentence for whatever is missing or wrong."""
         folder = need_folder(root, NAME, ())
-        judged = CmuMosi.read(folder / "cmu_mosi", CmuMosiConfig(features=()), cache)
+        spoken = CmuMosi.read(folder / "cmu_mosi", CmuMosiConfig(features=()), cache)
         acted = Ravdess.read(folder / "ravdess", RavdessConfig(audio=cfg.audio, workers=cfg.workers), cache)
         if "audio" not in acted.streams:
             raise DataError(
@@ -70,10 +74,10 @@ class MosiRavdess:
             )
         return RawCorpus(
             facts=FACTS,
-            clips=(*_named(judged.clips, "cmu_mosi"), *_named([_judged(clip) for clip in acted.clips], "ravdess")),
-            streams={"audio": _after(len(judged.clips), acted.streams["audio"])},
+            clips=(*_named(spoken.clips, "cmu_mosi"), *_named(judged(acted.clips), "ravdess")),
+            streams={"audio": _after(len(spoken.clips), acted.streams["audio"])},
             recipes={"audio": acted.recipes["audio"]},
-            source={"cmu_mosi": dict(judged.source), "ravdess": dict(acted.source)},
+            source={"cmu_mosi": dict(spoken.source), "ravdess": dict(acted.source)},
         )
 
 
@@ -81,10 +85,20 @@ def _named(clips: Sequence[Clip], corpus: str) -> list[Clip]:
     return [replace(clip, id=f"{corpus}/{clip.id}", group=f"{corpus}/{clip.group}") for clip in clips]
 
 
-def _judged(clip: Clip) -> Clip:
-    """A clip of RAVDESS with a sentiment in place of its emotion."""
-    sign = None if clip.label is None else SIGNS.get(EMOTIONS[int(clip.label)])
-    return replace(clip, label=None if sign is None else sign * STRENGTHS[clip.notes.get("intensity", "1")])
+def judged(clips: Sequence[Clip]) -> list[Clip]:
+    """Clips of RAVDESS with a sentiment in place of the emotion, as many negative as positive ones."""
+    sentences = sorted({clip.text for clip in clips})
+    return [replace(clip, label=_sentiment(clip, sentences.index(clip.text))) for clip in clips]
+
+
+def _sentiment(clip: Clip, sentence: int) -> float | None:
+    if clip.label is None:
+        return None
+    emotion = EMOTIONS[int(clip.label)]
+    take = (2 * sentence + int(clip.notes.get("repetition", "1")) - 1) % len(NEGATIVE)
+    if emotion not in SIGNS or (emotion in NEGATIVE and take != NEGATIVE.index(emotion)):
+        return None
+    return SIGNS[emotion] * STRENGTHS[clip.notes.get("intensity", "1")]
 
 
 def _after(empty: int, stream: Ragged) -> Ragged:

@@ -27,7 +27,7 @@ from moodal.serving.batching import Batcher
 from moodal.serving.decoding import DecoderPool, Job
 from moodal.serving.folders import temporary_folder
 from moodal.serving.metrics import Metrics
-from moodal.serving.refusal import Refusal, busy, too_large, too_slow, unusable
+from moodal.serving.refusal import Refusal, busy, too_slow, unusable
 from moodal.serving.settings import ServeSettings
 from moodal.serving.worker import Maker, Reader
 
@@ -111,16 +111,10 @@ class Service:
         )  # fmt: skip
 
     async def _from_json(self, request: Request) -> dict[str, Any]:
-        limit = self.settings.json_bytes
-        refusal = too_large(f"The request is larger than {limit} bytes; send fewer steps or a clip.")
-        if _announced(request) > limit:
-            raise refusal
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise refusal
-        read = partial(inputs.parse, bytes(body), widths=self._read, settings=self.settings)
+        if _announced(request) > self.settings.json_bytes:
+            raise uploads.long_json(self.settings)
+        body = await uploads.whole(request.stream(), self.settings)
+        read = partial(inputs.parse, body, widths=self._read, settings=self.settings)
         asked = await asyncio.to_thread(read)
         request.state.input = asked.kind
         prediction = await self._predicted(asked.clip, asked.evidence, time.monotonic() + self.settings.request_seconds)
@@ -134,11 +128,12 @@ class Service:
                 request.headers["content-type"], request.stream(), folder, self.settings
             )  # fmt: skip
             self.metrics.received.inc(given.size)
+            evidence = given.flag("evidence")
             until = time.monotonic() + self.settings.request_seconds
             clip = await self._extracted(given)
         for stage, seconds in clip.spent.items():
             self.metrics.stages.labels(stage).observe(seconds)
-        prediction = await self._predicted(clip, given.flag("evidence"), until)
+        prediction = await self._predicted(clip, evidence, until)
         return plain({**prediction.as_json(), "timeline": prediction.timeline()})
 
     @contextmanager
@@ -171,7 +166,6 @@ class Service:
         if end is not None and end <= start:
             raise unusable(f"end is {end:g} s and start {start:g} s; the end must come after the start.")
         job = Job(path=str(given.path), id="clip", text=text or None, start=start, end=end)
-        given.flag("evidence")
         return await asyncio.wrap_future(self._pool.extract(job, seconds=self.settings.request_seconds))
 
     async def _predicted(self, clip: ExtractedClip, evidence: bool, until: float) -> Prediction:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,7 +64,7 @@ async def receive(content_type: str, stream: AsyncIterator[bytes], folder: Path,
     form = _Form(settings)
     parser = _parser(content_type, form)
     try:
-        async with asyncio.timeout(settings.upload_seconds):
+        async with _in_time(settings):
             with path.open("wb") as file:
                 async for chunk in stream:
                     parser.write(chunk)
@@ -73,14 +73,33 @@ async def receive(content_type: str, stream: AsyncIterator[bytes], folder: Path,
                 await form.flush(file, least=0)
     except MultipartParseError:
         raise Refusal(400, "malformed", "The form is damaged or was cut off; send it again.") from None
-    except TimeoutError:
-        sentence = f"The upload did not arrive within {settings.upload_seconds:.0f} s; send a smaller clip."
-        raise Refusal(408, "upload_too_slow", sentence) from None
     if not form.ended or not form.found:
         raise unusable(f"The form has no file in a field called {FILE!r}; send the clip there.")
     if not form.size:
         raise unusable("The uploaded file is empty.")
     return Upload(path, form.size, {name: _text(value) for name, value in form.fields.items()})
+
+
+async def whole(stream: AsyncIterator[bytes], settings: ServeSettings) -> bytes:
+    """A JSON body. Raises Refusal (408, 413)."""
+    body = bytearray()
+    async with _in_time(settings):
+        async for chunk in stream:
+            body += chunk
+            if len(body) > settings.json_bytes:
+                raise long_json(settings)
+    return bytes(body)
+
+
+@asynccontextmanager
+async def _in_time(settings: ServeSettings) -> AsyncIterator[None]:
+    """Refuse with 408 what takes longer to arrive than ``upload_seconds``."""
+    try:
+        async with asyncio.timeout(settings.upload_seconds):
+            yield
+    except TimeoutError:
+        sentence = f"The request did not arrive within {settings.upload_seconds:.0f} s; send a smaller one."
+        raise Refusal(408, "arrived_too_slowly", sentence) from None
 
 
 async def drain(stream: AsyncIterator[bytes]) -> None:
@@ -172,6 +191,11 @@ class _Form:
 
     def _end(self) -> None:
         self.ended = True
+
+
+def long_json(settings: ServeSettings) -> Refusal:
+    """413 for a JSON body."""
+    return too_large(f"The request is larger than {settings.json_bytes} bytes; send fewer steps or a clip.")
 
 
 def oversized(settings: ServeSettings) -> Refusal:

@@ -11,6 +11,8 @@ import pytest
 
 from moodal.core.errors import DataError
 from moodal.data import CORPORA
+from moodal.data.corpus import Clip
+from moodal.data.mosi_ravdess import judged
 
 soundfile = pytest.importorskip("soundfile", reason="reading sound needs the extra 'audio'")
 
@@ -51,11 +53,26 @@ def test_words_that_were_judged_and_voices_that_were_acted(root, tmp_path):
     raw = read(root, tmp_path / "cache")
     labels = {clip.id: clip.label for clip in raw.clips}
     assert [labels[f"cmu_mosi/v{n}_1"] for n in range(3)] == pytest.approx([1.2, 0.2, -0.8])
-    assert [labels[f"ravdess/c{n}"] for n in range(8)] == [0, 0, 1.5, -1.5, -1.5, -1.5, -1.5, None]
+    # Of sadness this sentence and repetition are labelled, of the other negative emotions others.
+    assert [labels[f"ravdess/c{n}"] for n in range(8)] == [0, 0, 1.5, -1.5, None, None, None, None]
     assert labels["ravdess/c8"] == 2.5  # strong intensity
     assert list(raw.streams) == ["audio"]
     assert (raw.streams["audio"].lengths > 0).tolist() == [False] * 3 + [True] * 10
     assert {clip.group.split("/")[0] for clip in raw.clips} == {"cmu_mosi", "ravdess"}
+
+
+def test_as_many_voices_are_negative_as_positive():
+    takes = [
+        Clip(
+            id=f"{emotion}{text}{repetition}", split="train", text=text, label=EMOTIONS.index(emotion),
+            notes={"repetition": repetition, "intensity": "1"},
+        )
+        for emotion in EMOTIONS for text in ("Kids.", "Dogs.") for repetition in "12"
+    ]  # fmt: skip
+    labels = [clip.label for clip in judged(takes)]
+    assert labels.count(1.5) == labels.count(-1.5) == 4
+    negative = {EMOTIONS[int(clip.label)] for clip, label in zip(takes, labels, strict=True) if label == -1.5}
+    assert negative == {"sad", "angry", "fearful", "disgust"}
 
 
 def test_without_sound_it_says_so(root, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ from drawn_face import blank, draw_face
 
 from moodal.core.errors import MissingExtra, MoodalError
 from moodal.data.extractors import EXTRACTORS
+from moodal.features import face
 from moodal.features.face import FaceMesh, FaceSettings, FaceTrack
 from moodal.features.face_points import POINTS
 from moodal.features.face_signals import CHANNELS
@@ -127,8 +129,8 @@ def test_the_speaker_of_two_is_followed(mesh):
 
 
 def test_frames_without_a_face_are_left_out_of_the_stream(mesh):
-    face = draw_face(blank(), (240, 150), 60)
-    track = mesh(film([face] * 4 + [blank()] * 3 + [face] * 3))
+    drawn = draw_face(blank(), (240, 150), 60)
+    track = mesh(film([drawn] * 4 + [blank()] * 3 + [drawn] * 3))
     values, times = track.stream()
     assert len(values) == 7 and track.note == "no face in 3 of 10 frames"
     np.testing.assert_allclose(times, np.array([0, 1, 2, 3, 7, 8, 9]) * HOP)
@@ -151,6 +153,13 @@ def test_nothing_is_written_to_standard_error_and_it_works_again_after(mesh, cap
     assert len(mesh(frames).stream()[0]) == 1  # a new graph, so that its models write their first words
     print("afterwards", file=sys.stderr)
     assert capfd.readouterr().err == "afterwards\n"
+
+
+def test_what_others_write_meanwhile_is_passed_on(capfd):
+    with face._silenced(already=False):
+        os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nsomebody else's words\n")
+        os.write(2, b"W0000 00:00:1795352761.833277    2665 inference_feedback_manager.cc:114] Feedback manager\n")
+    assert capfd.readouterr().err == "somebody else's words\n"
 
 
 def test_recipe_names_the_channels_and_makes_the_extractor_again():
