@@ -266,6 +266,8 @@ def _extract_command(commands: Commands) -> None:
         "--classes", metavar="A,B", help="the classes in their order (default: the words in the table, sorted)"
     )
     part.add_argument("--language", default="en", help="of clips whose row names none (default: en)")
+    part.add_argument("--source", default="", help="where the clips are from; kept in the store")
+    part.add_argument("--licence", default="", help="what may be done with them; kept in the store")
     part.add_argument("--retry", action="store_true", help="try clips again that were faulty before")
     part.add_argument("--overwrite", action="store_true", help="replace an existing store")
     _json(part)

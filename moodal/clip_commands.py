@@ -69,7 +69,7 @@ def extract(options: argparse.Namespace) -> int:
 
     labels = LabelSettings(
         low=options.low, high=options.high, classes=tuple(filter(None, (options.classes or "").split(","))),
-        language=options.language,
+        language=options.language, source=options.source, licence=options.licence,
     )  # fmt: skip
     with WaitingBar("clips") as bar:
         report = extract_folder(

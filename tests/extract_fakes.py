@@ -54,6 +54,13 @@ class FakeExtractor(ClipExtractor):
         return fake_clip(int(number or 1), blind=order == "blind", text=given["text"])
 
 
+class Broken(FakeExtractor):
+    """Cannot start."""
+
+    def warm(self) -> None:
+        raise RuntimeError("no model")
+
+
 class Levels:
     """The level of each tenth of a second: a quick extractor of sound."""
 

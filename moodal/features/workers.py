@@ -233,6 +233,8 @@ def _serve(connection: Connection, plan: Plan, scratch: Path) -> None:
         connection.send(_Told("stop", sentence=str(fault)))
     except (EOFError, BrokenPipeError):
         return
+    except Exception as fault:  # else it would die silently, and its sentence would blame the clip or the machine
+        connection.send(_Told("stop", sentence=f"extraction cannot work here ({type(fault).__name__}: {fault})."))
 
 
 def _settle(scratch: Path) -> None:
