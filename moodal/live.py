@@ -7,9 +7,7 @@ Shapes: N clips, T steps or tokens, D width.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 from moodal.core.errors import DataError, check
 from moodal.core.settings import RunConfig
 from moodal.core.spec import MODALITIES, ROLES, Modality, Role
+from moodal.core.stopwatch import Stopwatch
 from moodal.data import CORPORA
 from moodal.data.corpus import FeatureRecipe, RawCorpus
 from moodal.data.ragged import Ragged
@@ -40,22 +39,6 @@ from moodal.pretrained import SavedRun
 
 #: Texts that go through the frozen encoder at once.
 _TEXTS = 64
-
-
-class Stopwatch:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of this block to ``stage``."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spent[stage] = self.spent.get(stage, 0.0) + time.perf_counter() - started
 
 
 @dataclass(frozen=True, kw_only=True)

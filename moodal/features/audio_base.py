@@ -7,7 +7,6 @@ import io
 import logging
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moodal.core.errors import DataError, MissingExtra, MoodalError
+from moodal.core.processes import end_with_parent
 from moodal.core.spec import Modality
 from moodal.data.corpus import FeatureRecipe
 from moodal.data.extractors import MediaFile, Report
@@ -199,12 +199,4 @@ def _start_process() -> None:
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Otherwise a killed parent leaves its processes waiting for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()

@@ -12,31 +12,24 @@ import numpy as np
 
 from moodal.core.errors import MoodalError
 from moodal.core.spec import Modality
+from moodal.core.stopwatch import Stopwatch
 from moodal.features.media import Frame, MediaError
 
 #: Faults of libraries that cost a modality; others are mistakes of ours and must be seen.
 _LIBRARY_FAULTS = (RuntimeError, ValueError, ArithmeticError, OSError)
 
 
-class Gathered:
+class Gathered(Stopwatch):
     """What is gathered of the clip in ``path`` while it is read."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
         self.streams: dict[Modality, np.ndarray] = {}
         self.times: dict[Modality, np.ndarray] = {}
         self.absent: dict[Modality, str] = {}
         self.notes: list[str] = []
-        self.spent: dict[str, float] = {}
         self.confidence: np.ndarray | None = None
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spent[stage] = self.spent.get(stage, 0.0) + time.perf_counter() - started
 
     @contextmanager
     def guarded(self, modality: Modality | None) -> Iterator[None]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moodal.core.errors import MissingExtra, MoodalError, check
+from moodal.core.errors import MoodalError, check
 from moodal.core.files import read_json, sha256
+from moodal.layers.pretrained import quiet, transformers_package
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 #: Tensors that a checkpoint may lack, for nothing here uses them.
@@ -60,9 +59,9 @@ def find_encoder(name: str, revision: str) -> HubFolder:
 
 def load_encoder(folder: HubFolder, model_class: str) -> Any:
     """The model as the class of transformers called ``model_class``, ready to encode. Raises MoodalError."""
-    transformers = _transformers()
+    transformers = transformers_package()
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             model, report = getattr(transformers, model_class).from_pretrained(
                 str(folder.path), local_files_only=True, output_loading_info=True
             )
@@ -81,9 +80,9 @@ def load_encoder(folder: HubFolder, model_class: str) -> Any:
 
 def load_processor(folder: HubFolder, processor_class: str, **options: Any) -> Any:
     """What prepares inputs for the model. Raises MoodalError where the folder's settings for it cannot be read."""
-    transformers = _transformers()
+    transformers = transformers_package()
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             return getattr(transformers, processor_class).from_pretrained(
                 str(folder.path), local_files_only=True, **options
             )
@@ -94,7 +93,7 @@ def load_processor(folder: HubFolder, processor_class: str, **options: Any) -> A
 
 
 def _download(name: str, commit: str | None) -> Path:
-    _transformers()
+    transformers_package()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -120,28 +119,6 @@ def _digest(name: str, path: Path) -> str:
     check(bool(files), f"encoder {name} has no model.safetensors in its folder; get its files again.")
     sums = [sha256(file) for file in files]
     return sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", "text") from error
-    return transformers
 
 
 def _line(error: BaseException) -> str:

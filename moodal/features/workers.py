@@ -13,7 +13,6 @@ import resource
 import shutil
 import signal
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from moodal.core.errors import MoodalError
+from moodal.core.processes import end_with_parent
 from moodal.features.clip import ClipExtractor, ClipSettings
 from moodal.features.media import MediaError
 from moodal.features.work_folder import KeptFault, Key, WorkFolder, described
@@ -249,15 +249,7 @@ def _settle(scratch: Path) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     threadpoolctl.threadpool_limits(1)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Otherwise a killed parent leaves its processes at work."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def _extract(job: Job, plan: Plan, extractor: ClipExtractor, made: str, connection: Connection) -> Outcome:

@@ -127,9 +127,9 @@ class TextEncoder(nn.Module):
 
 def load_tokenizer(path: Path, name: str) -> Any:
     """The Hugging Face tokenizer in ``path``, the folder of the encoder called ``name`` (``EncoderFacts``)."""
-    transformers = _transformers()
+    transformers = transformers_package()
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             return transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError) as error:
         raise MoodalError(f"text encoder {name} has no readable tokenizer in {path}: {_line(error)}.") from error
@@ -216,7 +216,8 @@ def _digest_once(folder: Path, files: tuple[str, ...], _stamps: tuple[tuple[int,
     return sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
 
 
-def _transformers() -> Any:
+def transformers_package() -> Any:
+    """transformers, imported on use. Raises MissingExtra."""
     try:
         import transformers
     except ImportError as error:
@@ -225,7 +226,7 @@ def _transformers() -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Keep transformers' bars and reports off the terminal: what matters in them becomes an error here."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
@@ -241,7 +242,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 def _architecture(config: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     """(model class, its configuration, options of its constructor) for the content of a config.json."""
-    transformers = _transformers()
+    transformers = transformers_package()
     try:
         known = {key: value for key, value in config.items() if key != "model_type"}
         settings = transformers.AutoConfig.for_model(config["model_type"], **known)
@@ -256,10 +257,10 @@ def _architecture(config: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _load(path: Path, facts: EncoderFacts) -> Any:
-    transformers = _transformers()
+    transformers = transformers_package()
     model_class, settings, options = _architecture(facts.config)
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             model, report = model_class.from_pretrained(
                 str(path),
                 config=settings,

@@ -12,16 +12,15 @@ import os
 import resource
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from moodal.core.errors import MoodalError
+from moodal.core.processes import end_with_parent
 from moodal.core.spec import Modality
 from moodal.features.clip import ClipExtractor, ClipSettings, ExtractedClip
 from moodal.serving.parcel import pack
@@ -60,7 +59,7 @@ def main(connection: Connection, make: Maker, limits: WorkerLimits, folder: str)
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches every process; the server finishes first, then ends this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     tempfile.tempdir = os.environ["TMPDIR"] = folder
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_AS, limits.memory)
@@ -120,10 +119,3 @@ def _quiet() -> None:
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     os.close(nowhere)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

@@ -55,7 +55,17 @@ def last_line(capsys):
 
 
 def test_a_folder_becomes_a_corpus_and_what_is_no_clip_is_reported(home, store, capsys):
-    again = ["--labels", str(home / "labels.csv"), "--out", str(store), "--json", "--overwrite", "--workers", "1", *FAST]
+    again = [
+        "--labels",
+        str(home / "labels.csv"),
+        "--out",
+        str(store),
+        "--json",
+        "--overwrite",
+        "--workers",
+        "1",
+        *FAST,
+    ]
     assert main(["extract", str(home), *again]) == 0
     report = last_line(capsys)
     assert report["clips"] == 10 and len(report["faults"]) == 1 and report["faults"][0]["file"] == "broken.mp4"

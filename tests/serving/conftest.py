@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
 from served import Server
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The folder for temporary files, an empty one."""
+    folder, before = tmp_path_factory.mktemp("temporary"), tempfile.tempdir
+    tempfile.tempdir = str(folder)
+    yield folder
+    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="module")

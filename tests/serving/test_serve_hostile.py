@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,6 @@ from moodal.features.words import WordSettings
 
 SETTINGS = ClipSettings(audio="librosa_33", vision="none", words=WordSettings(recogniser="none", align=False))
 KINDS = (".mp4", ".mkv", ".avi", ".wav", ".mp3")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder, before = tmp_path_factory.mktemp("temporary"), tempfile.tempdir
-    tempfile.tempdir = str(folder)
-    yield folder
-    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="module")

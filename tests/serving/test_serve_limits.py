@@ -22,15 +22,6 @@ WIDTHS = {"audio": 3, "vision": 6}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """The folder for temporary files, an empty one."""
-    folder, before = tmp_path_factory.mktemp("temporary"), tempfile.tempdir
-    tempfile.tempdir = str(folder)
-    yield folder
-    tempfile.tempdir = before
-
-
-@pytest.fixture(scope="module")
 def served(place):
     with client(request_seconds=12.0, cpu_seconds=1, worker_memory=12 * GIB, uploads=2, recycle=1000) as found:
         wait_for_decoder(found)
