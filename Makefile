@@ -19,8 +19,9 @@ env: .venv/ready
 demo: env
 	$(BIN)/moodal demo
 
+# As many processes as cores, each with one thread and whole files of tests.
 test: env
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-real: env
 	$(BIN)/python -m pytest -m real

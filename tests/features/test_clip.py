@@ -136,7 +136,7 @@ def test_only_what_is_asked_for_is_read():
         (Tape(), {"text": "There is no transcript, and no words were found."}),
         (Tape(0.3, text="yes"), {"audio": "No step of the sound could be measured."}),
     ],
-    ids=str,
+    ids=["no sound", "no pictures", "silent", "dark", "damaged pictures", "damaged sound", "decoder", "no words", "short"],
 )  # fmt: skip
 def test_what_is_absent_says_why_and_costs_nothing_else(tape, absent):
     clip = tape.extractor()(Path("clip.mp4"))
