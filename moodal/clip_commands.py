@@ -40,7 +40,7 @@ def demo(options: argparse.Namespace) -> int:
     from moodal.jobs import demo as train_and_report
 
     told = train_and_report(Path(options.runs))
-    print(_scored_clips())
+    print(_scored_clips(), end="\n\n")
     print(told)
     return 0
 
