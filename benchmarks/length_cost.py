@@ -165,7 +165,7 @@ def as_csv(rows: list[Row]) -> str:
 def as_table(rows: list[Row]) -> str:
     """A Markdown table: one line per method and quantity, its exponents at the end."""
     lengths = sorted({row.steps for row in rows})
-    head = ["", *(f"T = {steps}" for steps in lengths), "exponent", f"T >= {lengths[-UPPER]}"]
+    head = ["", *(f"T = {steps}" for steps in lengths), "exponent", f"T >= {lengths[-min(UPPER, len(lengths))]}"]
     lines = [head, ["---"] * len(head)]
     for quantity, name in QUANTITIES.items():
         for form in FORMS:
