@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from moodal.commands import print_json
+from moodal.commands import print_json, print_scores
 from moodal.core.config import parse_override, resolve
 from moodal.core.errors import MissingExtra, MoodalError, check
 from moodal.core.spec import Role
@@ -218,9 +218,7 @@ def judge(options: argparse.Namespace) -> int:
     if report.stopped:
         return 2
     run = zero_shot_run(store, answers, runs=Path(options.runs))
-    for split, row in run.scores.items():
-        if split in SPLITS:
-            print(f"{split:6}" + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
+    print_scores({split: run.scores[split] for split in SPLITS if split in run.scores})
     print(f"run   {run.folder}")
     if options.json:
         print_json(run.scores)

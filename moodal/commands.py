@@ -20,6 +20,12 @@ def print_json(value: Any) -> None:
     print(json.dumps(plain(value), ensure_ascii=False))
 
 
+def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Print one line a split: every metric and its value."""
+    for split, row in scores.items():
+        print(f"{split:6}" + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
+
+
 def _overrides(settings: Sequence[str]) -> dict[str, Any]:
     from moodal.core.config import parse_override
 
@@ -73,8 +79,7 @@ def evaluate(options: argparse.Namespace) -> int:
     splits = tuple(options.split or ("valid", "test"))
     out = None if options.out is None else Path(options.out)
     scores = evaluate_run(Path(options.folder), _overrides(options.settings), splits=splits, out=out)
-    for split, row in scores.items():
-        print(f"{split:6}" + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
+    print_scores(scores)
     if options.json:
         print_json(scores)
     return 0

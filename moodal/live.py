@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from moodal.core.errors import DataError, check
-from moodal.core.settings import RunConfig
 from moodal.core.spec import MODALITIES, ROLES, Modality, Role
 from moodal.core.stopwatch import Stopwatch
 from moodal.data import CORPORA
@@ -31,9 +30,6 @@ from moodal.features.clip import ExtractedClip, to_corpus
 from moodal.features.text import tokenise
 from moodal.layers.pretrained import EncoderFacts, TextEncoder, resolve
 from moodal.methods import METHODS
-from moodal.methods.mib import MIBConfig
-from moodal.methods.mv2d import MV2DConfig
-from moodal.methods.text import TextConfig
 from moodal.prepare import make_split
 from moodal.pretrained import SavedRun
 
@@ -148,7 +144,7 @@ class LiveData:
 
     def _derived(self, raw: RawCorpus, watch: Stopwatch) -> Derived:
         """What the method reads, as ``derive.Derivation`` makes it, cut to what it has positions for."""
-        data, most = self.run.cfg.data, _most_steps(self.run.cfg)
+        data, most = self.run.cfg.data, self.run.cfg.model.longest
         streams: dict[Modality, Ragged] = {}
         explanations: dict[Role, Ragged] = {}
         with watch.timed("encode"):
@@ -250,14 +246,6 @@ def _recipes(data: Mapping[str, Any]) -> dict[Modality, FeatureRecipe]:
                 channels=tuple(facts["channels"]), settings=dict(facts["settings"]),
             )  # fmt: skip
     return found
-
-
-def _most_steps(cfg: RunConfig) -> int | None:
-    """Steps of a sequence that the method has positions for; None: any number."""
-    model = cfg.model
-    if isinstance(model, (TextConfig, MV2DConfig)) or (isinstance(model, MIBConfig) and model.reference):
-        return model.max_steps
-    return None
 
 
 def _emptied(stream: Ragged, gone: np.ndarray) -> Ragged:

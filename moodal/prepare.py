@@ -23,7 +23,6 @@ from moodal.core.spec import (
     Modality,
     Needs,
     Regression,
-    Role,
     StreamSpec,
     Task,
 )
@@ -88,16 +87,13 @@ def prepare(
     """Make splits of what ``needs`` asks for.
 
     ``stored``: the data.json of a run whose statistics, explainer and measures are used instead of new ones, and whose
-    feature recipe the data must match (``DataError`` naming the difference otherwise). What the run reads and these
-    clips all lack is there as empty rows.
+    feature recipe the data must match (``DataError`` naming the difference otherwise).
     """
     explainer = _explainer(raw, cfg, stored)
     raw = explained(raw, cfg, needs, explainer)
     measures = _measures(raw, cfg, stored)
     derivation = Derivation(cfg=cfg, needs=needs, cache=cache or cache_folder(), stored=stored, progress=progress)
     derived = derivation(raw, measures=measures)
-    if stored is not None:
-        derived = _completed(derived, stored, len(raw.clips))
     described = _describe(raw, cfg, tuple(derived.streams), derived.facts)
     if stored is not None:
         verify_same_recipe(stored, described)
@@ -132,28 +128,6 @@ def _measures(raw: RawCorpus, cfg: RunConfig, stored: Mapping[str, Any] | None) 
         return None
     known = None if stored is None else stored.get("measures")
     return tuple(measure(raw)) if known is None else tuple(known)
-
-
-def _completed(derived: Derived, stored: Mapping[str, Any], clips: int) -> Derived:
-    """``derived`` with empty rows for whatever the run reads and none of these clips has: the method expects all of it."""
-    reads = stored.get("reads")
-    if reads is None:  # written by an earlier version
-        return derived
-    text, offsets = stored["text"], np.zeros(clips + 1, dtype=np.int64)
-    tokens = text.get("mode") in ("finetune", "tokens")
-
-    def written() -> Ragged:
-        if tokens:
-            return Ragged(np.zeros(0, np.int64), offsets)
-        width = text["width"] if "width" in text else text["features"]["width"]
-        return Ragged(np.zeros((0, width), np.float32), offsets)
-
-    words: dict[Modality, Ragged] = {"text": written()} if "text" in reads["streams"] else {}
-    told: dict[Role, Ragged] = {role: written() for role in reads["explanations"]}
-    facts = derived.facts if "encoder" in derived.facts or "encoder" not in text else text
-    return replace(
-        derived, streams={**words, **derived.streams}, explanations={**told, **derived.explanations}, facts=facts
-    )
 
 
 def _describe(

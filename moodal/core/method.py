@@ -35,6 +35,11 @@ class MethodConfig:
             f"modalities is {list(self.modalities)}; give one or more of {', '.join(MODALITIES)}, each once.",
         )
 
+    @property
+    def longest(self) -> int | None:
+        """Steps of a sequence that there are positions for; None: any number."""
+        return None
+
 
 @dataclass(frozen=True)
 class Output:

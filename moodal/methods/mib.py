@@ -76,6 +76,11 @@ class MIBConfig(MethodConfig):
     max_steps: int = 50  # with `reference`: what streams are padded to
     reference: bool = False  # codes drawn in evaluation, no masks, final loss twice: the published computation
 
+    @property
+    def longest(self) -> int | None:
+        """Steps of a sequence that there are positions for."""
+        return self.max_steps if self.reference else None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("width", "hidden", "heads", "layers", "max_steps"):

@@ -73,6 +73,11 @@ class MV2DConfig(MethodConfig):
     #: weights other than 1, of a view ("text") in sufficiency and agreement, of a pair ("text_to_audio") in consistency
     priority: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def longest(self) -> int | None:
+        """Steps of a sequence that there are positions for."""
+        return self.max_steps
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("max_steps", "width", "heads", "head_width", "feed_forward", "layers", "hidden", "code"):

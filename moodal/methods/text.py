@@ -82,6 +82,11 @@ class TextConfig(MethodConfig):
     distillation: float = 0.0  # weight of what single streams tell, audio and vision taught by the text
     reference: bool = False  # no masks after the text encoder, streams padded to max_steps: the published computation
 
+    @property
+    def longest(self) -> int | None:
+        """Steps of a sequence that there are positions for."""
+        return self.max_steps
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in (
