@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moodal.layers.dropout import Dropout, drop
 from moodal.layers.masks import additive
 from moodal.layers.tiles import dropped_attention
 
@@ -47,7 +48,7 @@ class Attention(nn.Module):
         self.unit: Tensor
         self.register_buffer("unit", torch.tensor([[head_width**-0.5], [1.0], [1.0]]), persistent=False)
         self.out = nn.Linear(inner, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, target: Tensor, source: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """(N, T, D) attends to ``source`` (N, S, D), or to itself. ``mask``: (N, S), one real step per row at least."""
@@ -139,8 +140,9 @@ def scaled_attention(
                 return dropped_attention(query, key, value, share=dropout, mask=wide)
             return F.scaled_dot_product_attention(query, key, value, attn_mask=wide, scale=1.0)
         scores = query @ key.transpose(2, 3)
-        scores = scores if hidden is None else scores + hidden.float()
-        return F.dropout(scores.softmax(dim=-1), dropout) @ value
+        if hidden is not None:
+            scores += hidden.float()  # in place: a product does not need its result for its gradient
+        return drop(scores.softmax(dim=-1), dropout) @ value
 
 
 class FeedForward(nn.Module):
@@ -151,7 +153,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(width, eps=EPSILON)
         self.first = nn.Linear(width, hidden)
         self.second = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, values: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

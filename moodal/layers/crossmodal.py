@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from moodal.core.errors import check
 from moodal.layers.attention import scaled_attention
+from moodal.layers.dropout import Dropout
 from moodal.layers.masks import masked_last
 from moodal.layers.positions import first_step, places, places_by_channel, sinusoids, span
 from moodal.layers.transformer import Sequence
@@ -93,7 +94,7 @@ class ReluFeedForward(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.first, self.second = _linear(width, hidden), _linear(hidden, width)
-        self.inner_dropout, self.dropout = nn.Dropout(dropout.relu), nn.Dropout(dropout.residual)
+        self.inner_dropout, self.dropout = Dropout(dropout.relu), Dropout(dropout.residual)
 
     def forward(self, values: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -107,7 +108,7 @@ class CrossmodalLayer(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.attention = PackedAttention(width, heads=heads, dropout=dropout.attention)
-        self.dropout = nn.Dropout(dropout.residual)
+        self.dropout = Dropout(dropout.residual)
         self.feed_forward = ReluFeedForward(width, hidden, dropout=dropout)
 
     def forward(self, target: Tensor, source: Source, sight: Sight) -> Tensor:
@@ -145,7 +146,7 @@ class CrossmodalEncoder(nn.Module):
         self.causal, self.positions, self.reference = causal, positions, reference
         shares = CrossmodalDropout() if dropout is None else dropout
         inner = 4 * width if hidden is None else hidden
-        self.dropout = nn.Dropout(shares.embedding)
+        self.dropout = Dropout(shares.embedding)
         self.layers = nn.ModuleList(
             CrossmodalLayer(width, heads=heads, hidden=inner, dropout=shares) for _ in range(layers)
         )
@@ -154,19 +155,20 @@ class CrossmodalEncoder(nn.Module):
     def forward(self, target: Sequence, source: Sequence | None = None, *, last: bool = False) -> Tensor:
         """(N, T, D) reads ``source`` (N, S, D), or itself -> (N, T, D). What stands on unreal steps means nothing.
 
-        ``last``: at the last real step alone (as published: at the last step), (N, D); zeros where there is none. The last
-        block is evaluated at that step only, which sees the whole source: the same numbers for less work.
+        ``last``: at the last real step alone, (N, D); zeros where there is none. The last block is evaluated at that step
+        only, which sees the whole source: the same numbers for less work. As published: at all steps, and the last taken.
         """
         z, low = self._enter(target, source)
         seen = sight(target, source or target, causal=self.causal, reference=self.reference)
         *lower, top = self.layers
         for layer in lower:
             z = layer(z, low, seen)
-        if not last:
-            return self.norm(top(z, low, seen))
-        real = None if self.reference else target[1]
+        if self.reference or not last:
+            found: Tensor = self.norm(top(z, low, seen))
+            return found[:, -1] if last else found
+        real = target[1]
         end = z[:, -1:] if real is None else masked_last(z, real).unsqueeze(1)
-        whole = sight((end, None), source or target, causal=False, reference=self.reference)
+        whole = sight((end, None), source or target, causal=False)
         end = self.norm(top(end, (z, z) if low is None else low, whole)).squeeze(1)
         return end if real is None else end * real.any(dim=1, keepdim=True)
 
@@ -177,7 +179,7 @@ class CrossmodalEncoder(nn.Module):
         if source is None:
             return z, None
         low = enter(source, **options)
-        if not self.training or self.dropout.p == 0:
+        if not self.training or self.dropout.share == 0:
             return z, (low, low)
         return z, (self.dropout(low), self.dropout(low))
 
@@ -197,7 +199,7 @@ def enter(sequence: Sequence, *, positions: bool = True, reference: bool = False
 def sight(target: Sequence, source: Sequence, *, causal: bool, reference: bool = False) -> Sight:
     """Which steps of (N, S, D) each step of (N, T, D) sees: real ones, and in the causal form none beyond i + |S - T|.
 
-    ``reference``: padding counts as real.
+    ``reference``: padding counts as real. A row that reads itself and has no real step is left alone: all its steps mean nothing.
     """
     (values, own), (keys, other) = target, source
     if reference or (own is None and other is None):
@@ -208,10 +210,11 @@ def sight(target: Sequence, source: Sequence, *, causal: bool, reference: bool =
         other = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device)
     present = other.any(dim=1)[:, None, None]
     seen = other[:, None]
+    reads_itself = keys is values
     if causal:
         seen = seen & (_index(other)[:, None] <= _reach(own, other)[..., None])
     # A row without a source sees everything, so that no softmax is over nothing, and takes nothing (``present``).
-    return Sight(_additive((seen | ~present).unsqueeze(1), values), present)
+    return Sight(_additive((seen | ~present).unsqueeze(1), values), None if reads_itself else present)
 
 
 def _until(values: Tensor, keys: Tensor) -> Tensor:

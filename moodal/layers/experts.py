@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moodal.layers.attention import uniform_
+from moodal.layers.dropout import Dropout
 
 #: Up to so many steps a row, running every expert is cheaper than copying the weights of the chosen ones.
 _FEW = 8
@@ -67,7 +68,7 @@ class Experts(nn.Module):
         self.first_bias = nn.Parameter(torch.empty(experts, hidden))
         self.second = nn.Parameter(torch.empty(experts, hidden, width))  # transposed: chosen ones lie end to end
         self.second_bias = nn.Parameter(torch.empty(experts, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for tensor, fan_in in (
             (self.first, width),
             (self.first_bias, width),

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moodal.layers.dropout import Dropout
+
 Operator = Literal["addition", "concatenation", "multiplication", "tensor", "low_rank", "graph"]
 #: Activations after the three layers of the tensor operator: as for C-MIB, or as for E-MIB and L-MIB.
 TensorActivation = Literal["tanh", "relu"]
@@ -85,7 +87,7 @@ class TensorProduct(FusionOperator):
         super().__init__()
         hidden = width if hidden is None else hidden
         self.activation = activation
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.first = nn.Linear((width + 1) ** inputs, hidden)
         self.second = nn.Linear(hidden, hidden)
         self.third = nn.Linear(hidden, width)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moodal.core.spec import Classification, Task
+from moodal.layers.dropout import Dropout
 
 
 class Head(nn.Module):
@@ -15,7 +16,7 @@ class Head(nn.Module):
         super().__init__()
         self.single = not isinstance(task, Classification)
         self.first = nn.Linear(width, width // 2)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.second = nn.Linear(width // 2, task.outputs)
 
     def forward(self, vector: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ class Perceptron(nn.Module):
         super().__init__()
         self.single = not isinstance(task, Classification)
         self.first = nn.Linear(width, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.second = nn.Linear(hidden, task.outputs)
 
     def forward(self, vector: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from moodal.core.batch import Stream
 from moodal.core.errors import check
 from moodal.core.spec import Modality
 from moodal.layers.attention import scaled_attention
+from moodal.layers.dropout import Dropout
 
 #: How many times wider than the unit its feed-forward is.
 EXPANSION = 4
@@ -45,7 +46,7 @@ class NormedAttention(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """(N, T, D) attends to itself -> (N, T, D)."""
@@ -53,7 +54,7 @@ class NormedAttention(nn.Module):
         parts = (F.linear(steps, self.query.weight * self.scale), *self.key_value(steps).chunk(2, dim=-1))
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         hidden = None if mask is None else _hidden(mask, query.dtype).unsqueeze(1)
-        dropout = self.dropout.p if self.training else 0.0
+        dropout = self.dropout.share if self.training else 0.0
         mixed = scaled_attention(query, key, value, hidden, dropout=dropout).transpose(1, 2).flatten(2)
         return self.out(self._drawn(mixed, mask))
 
@@ -121,7 +122,7 @@ class PromotionUnit(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.first = nn.Linear(width, 2 * EXPANSION * width)
         self.second = nn.Linear(EXPANSION * width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, context: Tensor, *, mask: Tensor | None = None, context_mask: Tensor | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moodal.layers.dropout import Dropout
 from moodal.layers.masks import zero_padding
 
 
@@ -25,7 +26,7 @@ class LSTM(nn.Module):
         widths = [width] + [self.out] * (layers - 1)
         self.ahead = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in widths)
         self.back = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in widths if bidirectional)
-        self.dropout = nn.Dropout(dropout)  # between layers
+        self.dropout = Dropout(dropout)  # between layers
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(N, T, D), (N, T) -> states (N, T, out), zeros on padding, and the last state (N, out) of each direction.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from moodal.core.batch import Stream
 from moodal.core.errors import check
+from moodal.layers.dropout import Dropout
 from moodal.layers.resnet import ResNet
 
 #: mean and deviation of ImageNet's red, green and blue, of values from 0 to 1.
@@ -124,7 +125,7 @@ class Compression(nn.Module):
             parts += [_linear(size, following), _norm(following), nn.ReLU()]
         self.compress = nn.Sequential(*parts, _linear(sizes[-1], code))
         self.first, self.norm = small_linear(code, code // 2), nn.BatchNorm1d(code // 2)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.second = small_linear(code // 2, identities)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:

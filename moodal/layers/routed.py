@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moodal.layers.attention import EPSILON, Attention, FeedForward
+from moodal.layers.dropout import Dropout
 from moodal.layers.experts import Experts, Router, Routing
 from moodal.layers.masks import check_steps, joined
 from moodal.layers.transformer import Sequence
@@ -67,7 +68,7 @@ class MixtureTransformer(nn.Module):
         super().__init__()
         self.positions = nn.Parameter(torch.randn(segments, steps, width))
         self.layers = nn.ModuleList(layers)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, parts: Many[Sequence], condition: Tensor, *, capacity: float | None = None, summaries: bool = True

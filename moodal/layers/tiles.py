@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moodal.layers.dropout import VALUES, threshold
+
 #: weights in a tile, so that it fits into the second cache of a core, and its queries at most.
 _WEIGHTS, _QUERIES = 2**19, 64
-#: values of the 16-bit random numbers that decide what is dropped.
-_VALUES = 2**16
 
 #: rows, queries, keys.
 _Tile = tuple[slice, slice, slice]
@@ -88,19 +88,19 @@ class _DroppedAttention(torch.autograd.Function):
 class _Bits:
     """What is kept, tile after tile, always the same for a seed; ``scale`` is one over the share kept.
 
-    numpy draws them several times faster than torch: 64 bits decide about four weights.
+    Backward draws them again from the seed; numpy's generator is made in no time and draws faster than torch's.
     """
 
     def __init__(self, share: float, seed: int) -> None:
-        self.dropped = min(round(share * _VALUES), _VALUES - 1)
-        self.scale = _VALUES / (_VALUES - self.dropped)
+        self.dropped = threshold(share)
+        self.scale = VALUES / (VALUES - self.dropped)
         self.source = np.random.SFC64(seed)
 
     def kept(self, like: Tensor) -> Tensor:
         """Zeros and ones of the shape and type of ``like``."""
         count = like.numel()
         numbers = np.asarray(self.source.random_raw(-(-count // 4))).view(np.int16)[:count]
-        signed = self.dropped - _VALUES // 2
+        signed = self.dropped - VALUES // 2
         return torch.ge(torch.from_numpy(numbers).view(like.shape), signed, out=torch.empty_like(like))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moodal.layers.attention import Attention, FeedForward
+from moodal.layers.dropout import Dropout
 from moodal.layers.masks import check_steps, pad_steps, with_first, zero_padding
 
 #: values (N, T, D) and their mask (N, T), or None where every step is real.
@@ -47,7 +48,7 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         self.summary = nn.Parameter(torch.zeros(1, width))
         self.positions = nn.Parameter(torch.randn(steps + 1, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             Layer(width, heads=heads, head_width=head_width, feed_forward=feed_forward, dropout=dropout)
             for _ in range(layers)
@@ -82,7 +83,7 @@ class CrossAlignment(nn.Module):
         super().__init__()
         self.source_positions = nn.Parameter(torch.randn(source_steps, width))
         self.target_positions = nn.Parameter(torch.randn(target_steps, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             Layer(width, heads=heads, head_width=head_width, feed_forward=feed_forward, dropout=dropout)
             for _ in range(layers)

@@ -29,6 +29,7 @@ from moodal.core.batch import Batch, Stream
 from moodal.core.errors import MoodalError, check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import DataSpec, Modality
+from moodal.layers.dropout import Dropout
 from moodal.layers.gated_attention import ForgetGateAttention, Residual
 from moodal.layers.heads import Perceptron
 from moodal.layers.inputs import StreamInputs
@@ -166,7 +167,7 @@ class FusionAttention(nn.Module):
         self.heads = heads
         self.maps = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(width) if norm else None
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from moodal.core.batch import Batch, Stream, Target
 from moodal.core.errors import MoodalError, check
 from moodal.core.method import Group, Losses, Method, MethodConfig, Output, Pass, Stage
 from moodal.core.spec import Classification, DataSpec, Modality, Needs, Task
+from moodal.layers.dropout import Dropout
 from moodal.layers.inputs import StreamInputs
 from moodal.layers.masks import masked_mean
 from moodal.layers.promotion import MutualPromotion
@@ -295,7 +296,7 @@ class FusionHead(nn.Module):
     def __init__(self, width: int, hidden: int, task: Task, *, dropout: float) -> None:
         super().__init__()
         self.single = not isinstance(task, Classification)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.first, self.second = nn.Linear(width, hidden), nn.Linear(hidden, hidden)
         self.third = nn.Linear(hidden, task.outputs)
 

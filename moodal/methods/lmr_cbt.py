@@ -29,6 +29,7 @@ from moodal.core.errors import MoodalError, check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import DataSpec
 from moodal.layers.crossmodal import CrossmodalDropout, CrossmodalEncoder
+from moodal.layers.dropout import Dropout
 from moodal.layers.heads import LinearHead
 from moodal.layers.inputs import StreamInputs
 from moodal.layers.masks import pad_steps, whole_windows
@@ -89,7 +90,7 @@ class LMRCBT(Method):
         self.blocks = nn.ModuleDict({m: ChannelBlock(cfg.width) for m in shifting})
         inner = len(widths) * cfg.width
         self.hidden = nn.Sequential(
-            nn.Linear(inner, inner), nn.ReLU(), nn.Dropout(cfg.head_dropout), nn.Linear(inner, inner)
+            nn.Linear(inner, inner), nn.ReLU(), Dropout(cfg.head_dropout), nn.Linear(inner, inner)
         )
         self.out = LinearHead(inner, spec.task)
 
@@ -144,7 +145,7 @@ class _Text(nn.Module):
 
     def __init__(self, width: int, cfg: LmrCbtConfig) -> None:
         super().__init__()
-        self.across, self.dropout = cfg.reference, nn.Dropout(cfg.text_dropout)
+        self.across, self.dropout = cfg.reference, Dropout(cfg.text_dropout)
         self.recurrent = LSTM(width, cfg.width // 2, layers=2, dropout=cfg.recurrent_dropout)
         self.norm = nn.LayerNorm(cfg.width)
 

@@ -42,6 +42,7 @@ from moodal.layers.crossmodal import (
     enter,
     sight,
 )
+from moodal.layers.dropout import Dropout
 from moodal.layers.transformer import Sequence
 from moodal.methods.mult import MulT, MultConfig, pair
 
@@ -116,7 +117,7 @@ class Towers(nn.Module):
 
     def __init__(self, cfg: McmultConfig, first: Modality, second: Modality) -> None:
         super().__init__()
-        self.cfg, self.dropout = cfg, nn.Dropout(cfg.embedding_dropout)
+        self.cfg, self.dropout = cfg, Dropout(cfg.embedding_dropout)
         self.first, self.second = _blocks(cfg, second), _blocks(cfg, first)
         self.first_norm, self.second_norm = nn.LayerNorm(cfg.width), nn.LayerNorm(cfg.width)
         own = cfg.source == "self"
@@ -159,7 +160,7 @@ class LevelLayer(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(cfg.width)
         self.attention = LevelAttention(cfg, levels, dropout.attention)
-        self.dropout = nn.Dropout(dropout.residual)
+        self.dropout = Dropout(dropout.residual)
         self.feed_forward = ReluFeedForward(cfg.width, 4 * cfg.width, dropout=dropout)
 
     def forward(self, target: Tensor, levels: list[Tensor], sight: Sight) -> Tensor:

@@ -19,7 +19,7 @@ Differences from the official code
   5. The last layer of each transformer and the text's convolution are evaluated at the last step only: the same numbers.
   6. Classification (no code was released for it): cross-entropy over the classes in place of the absolute error.
   7. Modules that nothing reads (bottlenecks of modalities in E-MIB, a second text convolution, a batch norm) do not exist.
-``reference`` computes what is published (1 to 4 undone, streams padded to ``max_steps``), for official checkpoints.
+``reference`` computes what is published (1 to 5 undone, streams padded to ``max_steps``), for official checkpoints.
 The divergence is a mean over the D dimensions as in the code; the paper's sum is ``kl_reduction: sum``.
 
 Inferred: the square root that makes a deviation of the variance of the product of experts (late form, ``fusion: poe``).
@@ -261,9 +261,9 @@ class _Convolution(nn.Module):
 
     def last(self, values: Tensor, mask: Tensor | None) -> Tensor:
         """(N, T, I) -> (N, D): ``forward`` at the last real step; zeros where there is none."""
-        rows, steps, _ = values.shape
+        steps = values.shape[1]
         if mask is None:
-            mask = torch.ones(rows, steps, dtype=torch.bool, device=values.device)
+            return self(values, None)[:, -1]
         window = torch.arange(-1, 2, device=values.device) + last_step(mask)[:, None]
         inside = window.clamp(0, steps - 1)
         real = (window == inside) & mask.take_along_dim(inside, dim=1)

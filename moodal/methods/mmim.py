@@ -47,6 +47,7 @@ from moodal.core.batch import Batch, Target
 from moodal.core.errors import MoodalError, check
 from moodal.core.method import Group, Losses, Method, MethodConfig, Output, Pass, Stage, Update
 from moodal.core.spec import Classification, DataSpec, Modality, Regression
+from moodal.layers.dropout import Dropout
 from moodal.layers.inputs import StreamInputs
 from moodal.layers.memory import Remembered, StepMemory
 from moodal.layers.summaries import FirstStep, LastState, MeanStep, Summary
@@ -278,7 +279,7 @@ class Fusion(nn.Module):
 
     def __init__(self, width: int, out: int, *, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.first, self.second = nn.Linear(width, out), nn.Linear(out, out)
 
     def forward(self, summaries: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ Differences from the official code
   5. One or two modalities are enough. A target without sources has its self-attention alone, of width D.
   6. Classification has one softmax over the classes. Official: two logits for each of four emotions.
   7. A convolution that is not used (a stream already D wide) has no weights here.
-``reference`` undoes 1 and 2. ``positions=false`` is the port in MMSA, whose encoders leave them out.
+``reference`` undoes 1, 2 and 4. ``positions=false`` is the port in MMSA, whose encoders leave them out.
 
 Inferred: the residual form (the code's; the paper's equations add after normalising). The defaults are the paper's settings for
 MOSEI as its readers quote them, with the code's own dropouts of feed-forward and residuals.
@@ -37,6 +37,7 @@ from moodal.core.errors import MoodalError, check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import MODALITIES, Classification, DataSpec, Modality, Task
 from moodal.layers.crossmodal import CrossmodalDropout, CrossmodalEncoder
+from moodal.layers.dropout import Dropout
 from moodal.layers.inputs import StreamInputs
 from moodal.layers.masks import pad_steps, whole_windows, zero_padding
 from moodal.layers.transformer import Sequence
@@ -133,7 +134,7 @@ class MulT(Method):
         )
         self.sources = {target: tuple(m for m in present if m != target) for target in self.targets}
         kernels = dict(zip(MODALITIES, cfg.kernels))
-        self.dropout = nn.Dropout(cfg.embedding_dropout)
+        self.dropout = Dropout(cfg.embedding_dropout)
         self.entrances = nn.ModuleDict(
             {m: _Entrance(width, cfg.width, kernels[m], whole=cfg.reference) for m, width in self.inputs.widths.items()}
         )
@@ -221,7 +222,7 @@ class ResidualHead(nn.Module):
         super().__init__()
         self.single = not isinstance(task, Classification)
         self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = nn.Linear(width, task.outputs)
 
     def forward(self, vector: Tensor) -> Tensor:

@@ -126,6 +126,21 @@ def test_the_time_line_follows_the_keyboard_the_pointer_and_the_clip(page, clip)
     assert page.run("document.querySelectorAll('#timeline .names div').length") == 7
 
 
+def test_a_clip_that_starts_before_its_time_line_was_laid_out(page):
+    page.run(
+        """(async () => {
+            const { Timeline } = await import("/timeline.js");
+            const media = document.createElement("video");
+            const host = document.body.appendChild(document.createElement("div"));
+            new Timeline(host, media, { seconds: 2, words: [["now", 0, 1]], signals: [] });
+            media.dispatchEvent(new Event("loadedmetadata"));
+            document.body.dataset.laid = host.querySelector(".word.now") ? "yes" : "no";
+        })()"""
+    )
+    page.wait("document.body.dataset.laid")
+    assert page.run("document.body.dataset.laid") == "yes" and page.messages == []
+
+
 def test_a_text_alone_is_scored(page):
     page.run("document.getElementById('text').value = 'what a lovely day'")
     page.click("send")

@@ -52,6 +52,7 @@ export class Timeline {
     this.position = 0;
     this.stop = new AbortController();
     this.build();
+    this.draw(); // at once: the clip may tell its length before the first observation of the size
     this.observer = new ResizeObserver(() => this.draw());
     this.observer.observe(host);
   }
