@@ -78,7 +78,8 @@ def extract(options: argparse.Namespace) -> int:
             overwrite=options.overwrite, retry=options.retry, progress=bar, cluster=options.cluster,
         )  # fmt: skip
     print("\n".join(report.lines()))
-    print(f"train on it: moodal train folder/text data.root={report.store}")
+    if all(report.sizes.values()):
+        print(f"train on it: moodal train folder/text data.root={report.store}")
     if options.json:
         print_json(report.as_json())
     return 0

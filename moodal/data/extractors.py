@@ -26,6 +26,7 @@ EXTRACTORS = Table(
         "wavlm": "moodal.features.hub:WavLM",
         "face_mesh": "moodal.features.face:FaceMesh",
         "hub_vision": "moodal.features.hub:HubVision",
+        "openface": "moodal.features.openface:OpenFace",
     },
 )
 

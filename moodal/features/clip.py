@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -98,6 +98,15 @@ class FrameExtractor(Protocol):
     def __call__(self, frames: Iterable[Frame]) -> Track: ...
 
 
+@runtime_checkable
+class TableExtractor(Protocol):
+    """The table that another program wrote beside a clip -> a track of the part from ``start`` to ``end`` seconds."""
+
+    def recipe(self) -> FeatureRecipe: ...
+
+    def beside(self, path: Path, start: float, end: float) -> Track: ...
+
+
 @dataclass(frozen=True)
 class Readers:
     """The four functions that touch a file."""
@@ -120,7 +129,7 @@ class ClipExtractor:
         settings: ClipSettings | None = None,
         *,
         audio: SoundExtractor | None = None,
-        vision: FrameExtractor | None = None,
+        vision: FrameExtractor | TableExtractor | None = None,
         readers: Readers | None = None,
         unmade: Mapping[Modality, str] | None = None,
     ) -> None:
@@ -179,7 +188,7 @@ class ClipExtractor:
             self.readers.words(Path("hum"), Sound(hum, WORD_RATE, 0.0), settings=self.settings.words, given=given)
         if self.audio is not None:
             self.audio.timed(hum)
-        if self.vision is not None:
+        if self.vision is not None and not isinstance(self.vision, TableExtractor):
             self.vision(iter([Frame(0.0, np.zeros((64, 64, 3), np.uint8))]))
 
     def _sound(
@@ -229,19 +238,25 @@ class ClipExtractor:
             work.keep("audio", values, times, "No step of the sound could be measured.")
 
     def _face(self, path: Path, facts: MediaFacts, span: Mapping[str, Any], work: Gathered) -> None:
-        assert self.vision is not None
-        if facts.video is None:
+        if not isinstance(self.vision, TableExtractor) and facts.video is None:
             work.absent["vision"] = facts.absent.get("vision", f"{path.name} has no pictures.")
             return
-        rate = 1.0 / float(self.recipes["vision"].settings["hop"])
         with work.guarded("vision"), work.timed("vision"):
-            frames = self.readers.frames(path, rate=rate, limits=self.settings.limits, **span)
-            track = self.vision(work.decoding(frames, during="vision"))
+            track = self._tracked(path, facts, span, work)
             values, times = track.stream()
             work.confidence = track.confidence[track.confidence > 0] if len(values) else None
             work.keep("vision", values, times, work.sentence(track.note) or "No frame of the video could be measured.")
             if track.note and len(values):
                 work.notes.append(work.sentence(track.note))
+
+    def _tracked(self, path: Path, facts: MediaFacts, span: Mapping[str, Any], work: Gathered) -> Track:
+        assert self.vision is not None
+        if isinstance(self.vision, TableExtractor):
+            end = facts.seconds if span["end"] is None else min(facts.seconds, span["end"])
+            return self.vision.beside(path, span["start"], end)
+        rate = 1.0 / float(self.recipes["vision"].settings["hop"])
+        frames = self.readers.frames(path, rate=rate, limits=self.settings.limits, **span)
+        return self.vision(work.decoding(frames, during="vision"))
 
 
 def _silent(sound: Sound) -> str:

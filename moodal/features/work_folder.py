@@ -1,7 +1,7 @@
 """Finished clips on disk, one small file each, so that a killed extraction goes on where it stood.
 
 ``<key>.npz`` holds a clip and ``<key>.fault.json`` the sentence of a faulty one. The key is a checksum of all that the
-result depends on: the content of the file (and of a transcript beside it), the span, the given text, the extractors.
+result depends on: the content of the file (and of a transcript or table beside it), the span, the given text, the extractors.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from moodal.features.worklist import Item
 
 #: Changes when results of the same recipes change, so that older ones are not read.
 FORM = "1"
-#: Files beside a clip that hold its transcript.
-SIDECARS = (".srt", ".vtt", ".txt")
+#: Files beside a clip that hold its transcript, or what another program measured of it.
+SIDECARS = (".srt", ".vtt", ".txt", ".csv")
 _FACTS, _CONFIDENCE = "facts", "confidence"
 
 

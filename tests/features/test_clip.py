@@ -15,6 +15,7 @@ from moodal.data.extractors import EXTRACTORS
 from moodal.features.clip import ClipExtractor, ClipSettings, ExtractedClip, Readers, from_recipes, to_corpus
 from moodal.features.face import FaceTrack
 from moodal.features.media import AudioFacts, Frame, Limits, MediaError, MediaFacts, Sound, VideoFacts
+from moodal.features.openface import OpenFace, OpenFaceSettings
 from moodal.features.words import Transcript, WordSettings
 
 AUDIO = FeatureRecipe(name="heard", version="1", width=2, settings={"hop": 4000, "sample_rate": 8000})
@@ -244,3 +245,18 @@ def test_clips_become_a_corpus():
     assert raw.clips[0].notes == {"file": "a.mp4", "text_source": "given", "no_vision": "No face."}
     assert raw.clips[1].notes == {"no_text": "No words.", "no_audio": "No sound."}
     assert set(raw.streams) == set(raw.recipes) == {"audio"} and raw.streams["audio"].lengths.tolist() == [3, 0]
+
+
+def test_a_table_beside_the_clip_stands_for_its_pictures(tmp_path):
+    columns = ["frame", "timestamp", "confidence", "success", *EXTRACTORS["openface"]().recipe().channels]
+    rows = [[n, n / 10, 1, 1, *[n] * 43] for n in range(41)]
+    lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
+    (tmp_path / "clip.csv").write_text("\n".join(lines))
+    tape = Tape(absent={"vision": "clip.wav has no pictures."}, text="hello")
+    extractor = tape.extractor(sees=OpenFace(OpenFaceSettings(hop=0.1)))
+    found = extractor(tmp_path / "clip.wav", start=1.0, end=3.0)
+    np.testing.assert_array_equal(found.streams["vision"][:, 0], np.arange(10, 30))
+    np.testing.assert_allclose(found.times["vision"], np.arange(20) / 10, atol=1e-9)
+    assert "frames" not in tape.asked and "vision" not in found.absent
+    without = extractor(tmp_path / "other.wav", start=1.0, end=3.0)
+    assert without.absent["vision"].startswith("other.csv, OpenFace's table of other.wav, is not there")

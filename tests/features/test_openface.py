@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
 import pytest
 
 from moodal.core.errors import DataError, MoodalError
+from moodal.core.files import plain
+from moodal.data.extractors import EXTRACTORS
 from moodal.explain import face as told
-from moodal.interop import openface
-from moodal.interop.openface import read_openface
+from moodal.features import openface
+from moodal.features.container import MediaError
+from moodal.features.openface import OpenFace, OpenFaceSettings, read_openface
 
 NAMES = ["frame", "face_id", "timestamp", "confidence", "success", "gaze_0_x", "gaze_angle_x", "gaze_angle_y",
          "pose_Tx", "pose_Rx", "x_0", "AU01_r", "AU12_r", "AU12_c", "AU45_c"]  # fmt: skip
@@ -162,3 +166,66 @@ def test_cut_and_flipped_files_never_raise_anything_else(file):
         read += 1
         assert values.shape == (len(times), recipe.width) and np.isfinite(values).all()
     assert 0 < read < 200
+
+
+# The extractor that reads the table beside a clip ---------------------------------------------------------------------
+
+
+WHOLE = [*NAMES[:5], *(name for group in openface.CHANNELS.values() for name in group)]
+
+
+def table(path, count, *, every=0.04, names=WHOLE, **changes):
+    rows = [
+        {
+            **dict.fromkeys(names, 0.0),
+            **row(n + 1),
+            "timestamp": n * every,
+            "AU12_r": n * every,
+            **changes.get(f"r{n}", {}),
+        }
+        for n in range(count)
+    ]
+    return write(path, rows, names=names)
+
+
+def test_the_table_beside_a_clip_gives_a_step_every_hop(tmp_path):
+    table(tmp_path / "clip.csv", 100)
+    track = OpenFace(OpenFaceSettings(hop=0.1)).beside(tmp_path / "clip.mp4", 1.0, 3.0)
+    values, times = track.stream()
+    place = OpenFace().recipe().channels.index("AU12_r")
+    assert values.shape == (20, 43) and track.note == ""
+    np.testing.assert_allclose(times, 0.1 * np.arange(20), atol=1e-9)
+    np.testing.assert_allclose(values[:, place], 1.0 + times, atol=0.02 + 1e-6)
+
+
+def test_steps_without_a_sure_row_have_no_face_and_are_told(tmp_path):
+    lost = {f"r{n}": {"success": 0} for n in range(10, 20)}
+    table(tmp_path / "clip.csv", 50, **lost)
+    track = OpenFace(OpenFaceSettings(hop=0.04)).beside(tmp_path / "clip.mp4", 0.0, 3.0)
+    assert len(track.times) == 75 and len(track.stream()[0]) == 40  # ten lost, and the table ends after 2 s
+    assert track.note == "OpenFace is sure of no face in 35 of 75 steps"
+    assert (track.confidence[10:20] == 0).all() and (track.faces[10:20] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "clip.csv, OpenFace's table of clip.mp4, is not there"), ("frame,x\n1,2\n", "has no column timestamp")],
+)
+def test_a_table_that_cannot_be_used_is_a_fault_of_the_clip(tmp_path, content, said):
+    if content:
+        (tmp_path / "clip.csv").write_text(content)
+    with pytest.raises(MediaError, match=said):
+        OpenFace().beside(tmp_path / "clip.mp4", 0.0, 1.0)
+
+
+def test_a_table_without_a_channel_names_it(tmp_path):
+    table(tmp_path / "clip.csv", 5, names=[name for name in WHOLE if name != "AU28_c"])
+    with pytest.raises(MediaError, match=r"clip\.csv has no column AU28_c"):
+        OpenFace().beside(tmp_path / "clip.mp4", 0.0, 0.2)
+
+
+def test_the_manifest_makes_the_extractor_again():
+    recipe = OpenFace(OpenFaceSettings(groups=("units",), hop=0.2)).recipe()
+    again = EXTRACTORS["openface"]
+    assert again(again.Config(**json.loads(json.dumps(plain(recipe.settings))))).recipe().channels == recipe.channels
+    assert recipe.width == 35
