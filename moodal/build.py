@@ -11,6 +11,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,18 +190,19 @@ def train(
         method, data.splits["train"], data.splits["valid"], cfg=cfg, fabric=fabric, folder=home, selections=selections,
         watcher=watcher or Silent(),
     )  # fmt: skip
-    if fabric.is_global_zero and not home.started:
-        home.begin(to_yaml(cfg), data.description, environment(fabric, method))
-    started = time.perf_counter()
-    state = job.run()
-    selection = selections[job.stages[-1].name]
-    chosen = {"metric": selection.metric, "better": selection.better, "value": state.best, "epoch": state.best_epoch}
-    chosen |= {"stage": job.stages[-1].name, "split": "valid"}
-    size = cfg.train.eval_batch
-    tables = {name: evaluate(method, data.splits[name], size=size, fabric=fabric) for name in ("valid", "test")}
-    if fabric.is_global_zero:
-        write_results(home, tables, data, chosen, time.perf_counter() - started)
-    fabric.barrier()
+    with home.held() if fabric.is_global_zero else nullcontext():
+        if fabric.is_global_zero and not home.started:
+            home.begin(to_yaml(cfg), data.description, environment(fabric, method))
+        started = time.perf_counter()
+        state = job.run()
+        selection = selections[job.stages[-1].name]
+        chosen = {"metric": selection.metric, "better": selection.better, "value": state.best}
+        chosen |= {"epoch": state.best_epoch, "stage": job.stages[-1].name, "split": "valid"}
+        size = cfg.train.eval_batch
+        tables = {name: evaluate(method, data.splits[name], size=size, fabric=fabric) for name in ("valid", "test")}
+        if fabric.is_global_zero:
+            write_results(home, tables, data, chosen, time.perf_counter() - started)
+        fabric.barrier()
     return Trained(home.path, home.scores())
 
 

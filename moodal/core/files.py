@@ -7,14 +7,18 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from moodal.core.errors import MoodalError
+
+#: How a temporary neighbour of a file is called.
+_HALF = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
 @contextmanager
@@ -100,6 +104,44 @@ def read_json(path: Path) -> Any:
         raise MoodalError(f"{path} does not exist; expected a JSON file there.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
         raise MoodalError(f"{path} is not valid JSON ({fault}); it is damaged or not what it should be.") from fault
+
+
+@contextmanager
+def held(path: Path, otherwise: str) -> Iterator[None]:
+    """Hold the lock file ``path``, which the system lets go of however the process ends.
+
+    Raises ``MoodalError`` with the sentence ``otherwise`` where another process holds it. Where a system or its disk
+    knows no locks, nothing is held: two runs at once are then the user's to avoid.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as fault:
+        raise _cannot_write(path, fault) from fault
+    with file:
+        lock(file, otherwise)
+        yield
+
+
+def lock(file: IO[Any], otherwise: str) -> None:
+    """The same for an open file, until it is closed."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise MoodalError(otherwise) from None
+    except OSError:
+        return
+
+
+def drop_halves(folder: Path) -> None:
+    """Remove what a killed process left of files that it wrote aside; for whoever holds the folder."""
+    for path in folder.glob(".*"):
+        if _HALF.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

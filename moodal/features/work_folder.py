@@ -6,7 +6,6 @@ result depends on: the content of the file (and of a transcript or table beside 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -19,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from moodal.core.errors import MoodalError
-from moodal.core.files import aside, plain, sha256, write_json
+from moodal.core.files import aside, held, plain, sha256, write_json
 from moodal.core.spec import MODALITIES
 from moodal.data.corpus import FeatureRecipe
 from moodal.features.clip import ClipSettings, ExtractedClip
@@ -60,14 +58,8 @@ class WorkFolder:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Hold the folder; what a killed run left half-done is removed. Raises ``MoodalError`` if another run holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise MoodalError(
-                    f"another extraction works in {self.path}; wait for it, stop it, or write to another store."
-                ) from None
+        busy = f"another extraction works in {self.path}; wait for it, stop it, or write to another store."
+        with held(self.path / "lock", busy):
             self._clean()
             try:
                 yield

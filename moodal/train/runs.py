@@ -7,7 +7,8 @@ import io
 import json
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from moodal.core.errors import MoodalError
-from moodal.core.files import aside, read_json, write_json, write_text
+from moodal.core.files import aside, drop_halves, held, read_json, write_json, write_text
 from moodal.core.spec import Classification, Identification, Task
 from moodal.train.evaluate import Predictions
 
@@ -43,6 +44,13 @@ class RunFolder:
 
     def data(self) -> dict[str, Any]:
         return read_json(self.path / "data.json")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out; what a killed one left half-written is removed. Raises ``MoodalError`` if one is in it."""
+        with held(self.path / ".lock", f"{self.path} is being trained by another process; wait for it, or stop it."):
+            drop_halves(self.path)
+            yield
 
     def begin(self, config: str, data: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write what is known before the first step."""

@@ -228,3 +228,23 @@ def test_data_of_another_recipe_are_refused_by_name(toy_data):
     ) as found:
         verify_same_recipe(ours, theirs)
     assert "\n" not in str(found.value)
+
+
+def test_one_process_at_a_time_trains_in_a_folder(home):
+    with (
+        home.held(),
+        pytest.raises(MoodalError, match=r"run is being trained by another process; wait for it, or stop it\."),
+    ):
+        with home.held():
+            pass
+    with home.held():
+        pass
+
+
+def test_what_a_killed_process_left_half_written_goes_and_nothing_else(home):
+    home.path.mkdir()
+    kept = ["last.pt", "config.yaml", ".hidden", ".lock", ".notes.of.mine"]
+    for name in (*kept, ".last.pt.x8k_2m1q", ".scores.json.abcdefgh"):
+        (home.path / name).write_text("x")
+    with home.held():
+        assert sorted(path.name for path in home.path.iterdir()) == sorted(kept)

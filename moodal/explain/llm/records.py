@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from moodal.core.errors import DataError, MoodalError
-from moodal.core.files import plain
+from moodal.core.files import lock, plain
 
 #: What an answer that never came is called; such questions are asked again, whatever the attempts.
 UNANSWERED = "unanswered"
@@ -92,7 +92,7 @@ class AnswerFile:
                 f"{self.path} cannot be written ({fault.strerror or fault}); choose another file for the answers."
             ) from fault
         try:
-            _lock(self._file, self.path)
+            lock(self._file, f"{self.path} is being written by another run; wait for it, or choose another file.")
             self._cut_unfinished_line()
             self._read()
         except BaseException:
@@ -178,14 +178,3 @@ def _line(line: bytes, path: Path, number: int) -> Plan | Record:
         raise DataError(
             f"{path} line {number} is no answer ({fault}); the file is damaged, restore it or move it away and ask anew."
         ) from fault
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system: two runs at once are the user's to avoid
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise MoodalError(f"{path} is being written by another run; wait for it, or choose another file.") from None
