@@ -234,9 +234,9 @@ def test_one_process_at_a_time_trains_in_a_folder(home):
     with (
         home.held(),
         pytest.raises(MoodalError, match=r"run is being trained by another process; wait for it, or stop it\."),
+        home.held(),
     ):
-        with home.held():
-            pass
+        pass
     with home.held():
         pass
 
