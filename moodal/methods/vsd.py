@@ -17,7 +17,9 @@ Differences from the official code
      smaller batch of an epoch is kept; official: dropped.
   6. The epoch is chosen on validation people; official: on the test pictures.
   7. The rate warms up by steps; official: by epochs, and each factor one epoch early (its 0.01 is never used).
-``reference`` undoes 1 and 2.
+  8. Channel attention leaves out a maximum that its softmax does not see, and its fused kernel never forms the weights
+     where a map has fewer pixels than channels: the same numbers for less work.
+``reference`` undoes 1, 2 and 8.
 
 Inferred: nothing in the network, the losses or the sampler; the paper's own training settings may differ from the code's.
 """
@@ -130,7 +132,7 @@ class Branch(nn.Module):
 
     def __init__(self, cfg: VSDConfig, persons: int) -> None:
         super().__init__()
-        self.observer = Observer(persons, blocks=cfg.blocks, width=cfg.width)
+        self.observer = Observer(persons, blocks=cfg.blocks, width=cfg.width, reference=cfg.reference)
         self.compression = Compression(
             self.observer.width, persons, hidden=cfg.hidden, code=cfg.code, dropout=cfg.dropout
         )

@@ -34,6 +34,18 @@ def test_channel_attention_starts_as_nothing_and_then_mixes_unlike_channels():
     torch.testing.assert_close(block(maps)[0, 0, 0], maps[0, 0, 0] + away[0] * maps[0, 0, 0] + away[1] * maps[0, 1, 0])
 
 
+@pytest.mark.parametrize("height", [2, 9])  # fewer pixels than channels, and more
+def test_channel_attention_has_the_released_values_and_gradients(height):
+    given, maps = torch.randn(3, 8, height, 3), torch.randn(3, 8, height, 3, requires_grad=True)
+    fast, released = ChannelAttention(), ChannelAttention(reference=True)
+    with torch.no_grad():
+        fast.gamma.fill_(0.7), released.gamma.fill_(0.7)
+    wanted, found = released(maps), fast(maps)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    slopes = [torch.autograd.grad(y, (maps, block.gamma), given) for y, block in ((found, fast), (wanted, released))]
+    torch.testing.assert_close(*slopes, atol=1e-4, rtol=1e-4)
+
+
 def test_the_neck_is_batch_norm_without_a_shift():
     neck, norm = Neck(6), torch.nn.BatchNorm1d(6)
     with torch.no_grad():
