@@ -108,19 +108,36 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def held(path: Path, otherwise: str) -> Iterator[None]:
-    """Hold the lock file ``path``, which the system lets go of however the process ends.
+    """Hold the lock file ``path``, which the system lets go of however the process ends; it is removed at the end.
 
     Raises ``MoodalError`` with the sentence ``otherwise`` where another process holds it. Where a system or its disk
     knows no locks, nothing is held: two runs at once are then the user's to avoid.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as fault:
-        raise _cannot_write(path, fault) from fault
-    with file:
-        lock(file, otherwise)
-        yield
+    with _own(path, otherwise):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _own(path: Path, otherwise: str) -> IO[Any]:
+    """The open lock file. One that its last owner removed after we had opened it is nobody's, so it is made again."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
+        except OSError as fault:
+            raise _cannot_write(path, fault) from fault
+        try:
+            lock(file, otherwise)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 def lock(file: IO[Any], otherwise: str) -> None:

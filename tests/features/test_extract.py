@@ -338,7 +338,7 @@ def test_nothing_temporary_is_left(troubled):
     _, out, report, _ = troubled
     assert {path.name for path in out.parent.iterdir()} == {"clips", "store", "store.work"}
     left = {path.name.split(".", 1)[-1] for path in report.work.iterdir()}
-    assert left == {"npz", "fault.json", "csv", "json", "lock"}
+    assert left == {"npz", "fault.json", "csv", "json"}
 
 
 def test_a_second_run_reads_nothing_again_but_what_may_go_otherwise(troubled):
