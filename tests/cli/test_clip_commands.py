@@ -6,9 +6,9 @@ import csv
 import json
 
 import pytest
+from media_files import write_clip
 
 from moodal.cli import main
-from tests.media_files import write_clip
 
 pytest.importorskip("av", reason="clips need the extra 'media'")
 
