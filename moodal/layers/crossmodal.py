@@ -179,7 +179,7 @@ class CrossmodalEncoder(nn.Module):
         if source is None:
             return z, None
         low = enter(source, **options)
-        if not self.training or self.dropout.share == 0:
+        if not self.training or self.dropout.p == 0:
             return z, (low, low)
         return z, (self.dropout(low), self.dropout(low))
 

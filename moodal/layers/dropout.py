@@ -34,17 +34,9 @@ def drop(values: Tensor, share: float) -> Tensor:
     return values * kept.mul_(VALUES / (VALUES - dropped))
 
 
-class Dropout(nn.Module):
-    """``drop`` in training, nothing in evaluation. ``share``: from 0 up to 1."""
+class Dropout(nn.Dropout):
+    """torch's module with ``drop``: in training only."""
 
-    def __init__(self, share: float = 0.5) -> None:
-        super().__init__()
-        self.share = share
-
-    def forward(self, values: Tensor) -> Tensor:
-        """The shape of ``values``."""
-        return drop(values, self.share) if self.training and self.share > 0 else values
-
-    def extra_repr(self) -> str:
-        """What the printed module shows."""
-        return f"share={self.share}"
+    def forward(self, input: Tensor) -> Tensor:
+        """The shape of ``input``."""
+        return drop(input, self.p) if self.training and self.p > 0 else input

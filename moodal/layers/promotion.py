@@ -54,7 +54,7 @@ class NormedAttention(nn.Module):
         parts = (F.linear(steps, self.query.weight * self.scale), *self.key_value(steps).chunk(2, dim=-1))
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         hidden = None if mask is None else _hidden(mask, query.dtype).unsqueeze(1)
-        dropout = self.dropout.share if self.training else 0.0
+        dropout = self.dropout.p if self.training else 0.0
         mixed = scaled_attention(query, key, value, hidden, dropout=dropout).transpose(1, 2).flatten(2)
         return self.out(self._drawn(mixed, mask))
 
