@@ -5,9 +5,9 @@
 
 Sizes are those of the field's MOSI files: 32 clips, 50 steps of text states (768), audio (5) and vision (20); for methods that
 identify people, 64 pictures of eight of them through their full networks, made as small as those of synthetic_reid. "published" is
-the method with ``reference=true`` on streams padded to 50 steps, where it has that switch (its dropout draws bits as ours does); "full" is ours on the same
-steps, "ragged" ours on clips of 5 to 50 real steps, cut to the batch's longest. All three take turns in one process, so
-that a busy machine slows them alike; times and ratios are medians over the turns.
+the method with ``reference=true`` on streams padded to 50 steps, where it has that switch (its dropout draws bits as ours
+does); "full" is ours on the same steps, "ragged" ours on clips of 5 to 50 real steps, cut to the batch's longest. All three
+take turns in one process, so that a busy machine slows them alike; times and ratios are medians over the turns.
 """
 
 from __future__ import annotations
