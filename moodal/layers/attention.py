@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moodal.layers.blocks import block_attention, fits_blocks
 from moodal.layers.dropout import Dropout, drop
 from moodal.layers.masks import additive
 from moodal.layers.tiles import dropped_attention
@@ -52,9 +53,19 @@ class Attention(nn.Module):
 
     def forward(self, target: Tensor, source: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """(N, T, D) attends to ``source`` (N, S, D), or to itself. ``mask``: (N, S), one real step per row at least."""
-        query, key, value = (part.transpose(1, 2) for part in self._project(target, source))
-        hidden = None if mask is None else additive(mask, query.dtype).unsqueeze(1)
-        mixed = scaled_attention(query, key, value, hidden)
+        hidden = None if mask is None else additive(mask, target.dtype)
+        x = standardise(target)
+        y = x if source is None else standardise(source)
+        # Whichever is smaller is multiplied by the norms' factors: the maps, or the steps.
+        few = x.shape[0] * x.shape[1] < self.weight.shape[1]
+        if not few and fits_blocks(x, y, self.heads):
+            factors, shift = self._factors()
+            maps = self.weight * factors.unsqueeze(1), shift, self.out.weight, self._out_bias()
+            return self.dropout(
+                block_attention(x, None if source is None else y, *maps, heads=self.heads, hidden=hidden)
+            )
+        query, key, value = (part.transpose(1, 2) for part in self._project(x, y, few=few))
+        mixed = scaled_attention(query, key, value, None if hidden is None else hidden.unsqueeze(1))
         return self._leave(mixed.transpose(1, 2).flatten(2))
 
     def at(self, sequence: Tensor, places: Sequence[int], *, mask: Tensor | None = None) -> Tensor:
@@ -83,41 +94,32 @@ class Attention(nn.Module):
         """(3, D) factors of the standardised input per map, and the query's bias (H d): W (s * x + b) = W (s * x) + W b.
 
         The query's carry the scale 1 / sqrt(d). The key's W b adds the same to all scores of a query, which the softmax
-        does not see; the value's passes through the weighted mean unchanged and is added in ``_leave``.
+        does not see; the value's passes through the weighted mean unchanged and is added in ``_out_bias``.
         """
         return self.scale * self.unit, self.weight[0] @ (self.shift[0] * self.unit[0])
 
+    def _out_bias(self) -> Tensor:
+        """(C,) the output map's bias, with the value's shift carried through the map."""
+        return self.out.bias + self.out.weight @ (self.weight[2] @ self.shift[2])
+
     def _leave(self, mixed: Tensor) -> Tensor:
-        """The output map of (N, T, H d), with the value's shift in its bias."""
-        bias = self.out.bias + self.out.weight @ (self.weight[2] @ self.shift[2])
-        return self.dropout(F.linear(mixed, self.out.weight, bias))
+        """The output map of (N, T, H d)."""
+        return self.dropout(F.linear(mixed, self.out.weight, self._out_bias()))
 
-    def _project(self, target: Tensor, source: Tensor | None) -> list[Tensor]:
-        """Query, key and value (N, T, H, d)."""
-        factors, bias = self._factors()
-        if source is None:
-            return self._maps(standardise(target), self.weight, factors, bias)
-        query = self._maps(standardise(target), self.weight[:1], factors[:1], bias)
-        return query + self._maps(standardise(source), self.weight[1:], factors[1:], None)
-
-    def _maps(self, steps: Tensor, weight: Tensor, factors: Tensor, bias: Tensor | None) -> list[Tensor]:
-        """(N, T, D) through (M, H d, D) maps, ``bias`` (H d) being that of the first: M parts (N, T, H, d).
-
-        One product for all maps; on a CPU one each, where it is faster: a result three times as large is new memory in
-        every step, and its gradient would have to be put together from three parts. The factors go into the weights,
-        or into the steps where those are fewer.
-        """
-        count, inner, _ = weight.shape
-        shape = (*steps.shape[:2], self.heads, self.head_width)
-        if steps.device.type != "cpu":
-            whole = None if bias is None else F.pad(bias, (0, (count - 1) * inner))
-            mapped = F.linear(steps, (weight * factors.unsqueeze(1)).flatten(0, 1), whole)
-            return [part.view(shape) for part in mapped.chunk(count, dim=-1)]
-        biases = [bias, *[None] * (count - 1)]
-        maps = zip(weight.unbind(0), factors.unbind(0), biases)
-        if steps.shape[0] * steps.shape[1] < inner:
-            return [F.linear(steps * factor, own, shift).view(shape) for own, factor, shift in maps]
-        return [F.linear(steps, own * factor, shift).view(shape) for own, factor, shift in maps]
+    def _project(self, target: Tensor, source: Tensor, *, few: bool) -> list[Tensor]:
+        """Query, key and value (N, T, H, d). If ``few``, the steps take the factors, not the maps."""
+        factors, shift = self._factors()
+        inputs = (target, source, source)
+        if few:
+            mapped = [F.linear(steps * factor, own) for steps, own, factor in zip(inputs, self.weight, factors)]
+        else:
+            weight = self.weight * factors.unsqueeze(1)
+            if target is source:
+                mapped = list(F.linear(target, weight.flatten(0, 1)).chunk(3, dim=-1))
+            else:
+                mapped = [F.linear(steps, own) for steps, own in zip(inputs, weight)]
+        mapped[0] = mapped[0] + shift
+        return [part.unflatten(-1, (self.heads, self.head_width)) for part in mapped]
 
 
 def scaled_attention(
