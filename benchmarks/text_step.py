@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from moodal.core.batch import Batch, Stream, Target
 from moodal.interop import official
@@ -70,7 +70,7 @@ def measure(ours: TEXT, theirs: nn.Module | None, *, rows: int, rounds: int) -> 
     }
     if theirs is not None:
         turns["official"] = lambda: official_step(theirs, batch)
-    turns["peak"] = _product
+    turns |= {"peak": lambda: _product(torch.float32), "bf16_peak": lambda: _product(torch.bfloat16)}
     wall, cpu = take_turns(turns, rounds)
     formula, counted = flop(ours.cfg, rows), flop_counted(ours, batch)
     median = {name: statistics.median(times) for name, times in wall.items()}
@@ -88,6 +88,7 @@ def measure(ours: TEXT, theirs: nn.Module | None, *, rows: int, rounds: int) -> 
         "gflop_per_s": formula / median["step"] / 1e9,
         "matmul_peak_gflop_per_s": peak / 1e9,
         "share_of_peak": formula / median["step"] / peak,
+        "bf16_matmul_peak_gflop_per_s": 2 * 1536**3 / min(wall["bf16_peak"]) / 1e9,
         "bf16_step_s": median["bf16"],
         "one_clip_ms": 1e3 * latency(lambda: ours(batch.rows(torch.tensor([0]))), ours),
     }
@@ -216,15 +217,12 @@ def flop(cfg: TextConfig, rows: int) -> float:
 
 
 def flop_counted(model: TEXT, batch: Batch) -> int:
-    """The same by torch's counter, which has to be told of the CPU's attention."""
-    aten = torch.ops.aten
-    attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
-            sdpa_backward_flop_count(g, q, k, v)
-        ),
-    }
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    """The same by torch's counter, which has to be told that a product may be added in place."""
+
+    def added(_: list[int], first: list[int], second: list[int], **__: Any) -> int:
+        return 2 * first[0] * first[1] * second[1]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added}) as counter:
         step(model, batch)
     return counter.get_total_flops()
 
@@ -238,11 +236,11 @@ def _ratio(times: dict[str, list[float]], name: str) -> float:
     return statistics.median(a / b for a, b in zip(times["official"], times[name]))
 
 
-_SQUARE = torch.ones(1536, 1536)
+def _product(dtype: torch.dtype) -> None:
+    torch.mm(_SQUARES[dtype], _SQUARES[dtype])
 
 
-def _product() -> None:
-    torch.mm(_SQUARE, _SQUARE)
+_SQUARES = {dtype: torch.ones(1536, 1536, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
 
 
 def _options() -> argparse.Namespace:

@@ -34,10 +34,11 @@ def row_by_row(block: Experts, x: Tensor, logits: Tensor, top_k: int) -> Tensor:
     return torch.stack(outputs)
 
 
+@pytest.mark.parametrize(("rows", "steps"), [(7, 4), (7, 12), (37, 12)], ids=["few steps", "steps", "many rows"])
 @pytest.mark.parametrize("top_k", [1, 2, 3, 5])
-def test_equals_plain_loops_in_value_and_gradient(top_k: int):
+def test_equals_plain_loops_in_value_and_gradient(top_k: int, rows: int, steps: int):
     router, experts = build(top_k=top_k)
-    x, condition = torch.randn(7, 4, WIDTH), torch.randn(7, WIDTH)
+    x, condition = torch.randn(rows, steps, WIDTH), torch.randn(rows, WIDTH)
     parameters = [*experts.parameters(), *router.logits.parameters()]
     ours = experts(x, router(condition))
     theirs = row_by_row(experts, x, router.logits(condition), top_k)
