@@ -14,8 +14,11 @@ import pytest
 from serving_toys import ToyPredictor, client, make_nothing, read_toy, wait_for_decoder
 
 from moodal.core.errors import DataError, MoodalError
+from moodal.serving.batching import Batcher
 from moodal.serving.folders import PREFIX, temporary_folder
+from moodal.serving.metrics import Metrics
 from moodal.serving.parcel import pack, unpack
+from moodal.serving.refusal import Refusal
 from moodal.serving.settings import GIB, ServeSettings
 
 WIDTHS = {"audio": 3, "vision": 6}
@@ -123,13 +126,20 @@ def test_an_answer_that_takes_too_long_is_504_and_the_model_goes_on():
 
 def test_what_is_in_the_queue_is_answered_before_the_server_stops():
     gate = threading.Event()
-    threads = ThreadPoolExecutor(3)
-    with client(ToyPredictor(gate=gate), batch=1) as found:
-        waiting = [threads.submit(found.post, "/predict", json={"text": f"text {n}"}) for n in range(3)]
-        while found.get("/health").json()["waiting"] < 2:
-            time.sleep(0.01)
-        gate.set()
-    assert [future.result(30).status_code for future in waiting] == [200] * 3
+    batcher = Batcher(ToyPredictor(gate=gate), ServeSettings(batch=1), Metrics())  # type: ignore[arg-type]
+    batcher.start()
+    clip = read_toy(Path(__file__), id="x", text="good", start=0.0, end=None)
+    answers = [batcher.submit(clip) for _ in range(3)]
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    while not batcher._closing:
+        time.sleep(0.01)
+    with pytest.raises(Refusal, match="The server is stopping"):
+        batcher.submit(clip)
+    assert not any(answer.done() for answer in answers)
+    gate.set()
+    closing.join(30)
+    assert not closing.is_alive() and [answer.result(0).value for answer in answers] == [answers[0].result(0).value] * 3
 
 
 def test_batches_are_bounded_by_padded_steps():
