@@ -109,15 +109,16 @@ class Attention(nn.Module):
     def _project(self, target: Tensor, source: Tensor, *, few: bool) -> list[Tensor]:
         """Query, key and value (N, T, H, d). If ``few``, the steps take the factors, not the maps."""
         factors, shift = self._factors()
-        inputs = (target, source, source)
         if few:
-            mapped = [F.linear(steps * factor, own) for steps, own, factor in zip(inputs, self.weight, factors)]
+            inputs = zip((target, source, source), self.weight, factors)
+            mapped = [F.linear(steps * factor, own) for steps, own, factor in inputs]
         else:
             weight = self.weight * factors.unsqueeze(1)
-            if target is source:
-                mapped = list(F.linear(target, weight.flatten(0, 1)).chunk(3, dim=-1))
-            else:
-                mapped = [F.linear(steps, own) for steps, own in zip(inputs, weight)]
+            alone = target is source  # one product for the maps of one input
+            parts = [(target, weight)] if alone else [(target, weight[:1]), (source, weight[1:])]
+            mapped = [
+                part for steps, own in parts for part in F.linear(steps, own.flatten(0, 1)).chunk(len(own), dim=-1)
+            ]
         mapped[0] = mapped[0] + shift
         return [part.unflatten(-1, (self.heads, self.head_width)) for part in mapped]
 

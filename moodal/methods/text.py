@@ -296,7 +296,7 @@ class TEXT(Method):
 
 
 def _padding(mask: Tensor) -> Tensor | None:
-    """The mask (N, T), or None for one whole clip on a CPU: there masks would be a tenth of the time."""
+    """The mask (N, T), or None for one whole clip on a CPU: there masks cost 7 to 8 % of the time."""
     whole = len(mask) == 1 and mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all())
     return None if whole else mask
 

@@ -142,6 +142,19 @@ def test_what_is_in_the_queue_is_answered_before_the_server_stops():
     assert not closing.is_alive() and [answer.result(0).value for answer in answers] == [answers[0].result(0).value] * 3
 
 
+def test_a_stopping_server_waits_for_its_queue():
+    gate = threading.Event()
+    predictor, threads = ToyPredictor(gate=gate), ThreadPoolExecutor(3)
+    with client(predictor, batch=1) as found:
+        for n in range(3):
+            threads.submit(found.post, "/predict", json={"text": f"text {n}"})
+        while found.get("/health").json()["waiting"] < 2:
+            time.sleep(0.01)
+        before = len(predictor.batches)  # the one that waits at the gate is among them
+        threading.Timer(0.3, gate.set).start()
+    assert len(predictor.batches) == before + 2  # the test's client stops with the server and may not see the answers
+
+
 def test_batches_are_bounded_by_padded_steps():
     predictor = ToyPredictor()
     with client(predictor, batch=8, batch_steps=100, batch_wait=0.2) as found, ThreadPoolExecutor(6) as threads:
