@@ -19,8 +19,9 @@ from moodal.layers.masks import additive
 from moodal.layers.tiles import dropped_attention
 
 EPSILON = 1e-5
-#: Up to this many steps squared, attention on a CPU is two plain products.
+#: Up to this many steps squared, or so many weights in all, attention on a CPU is two plain products.
 _SHORT = 64
+_SMALL = 2**18
 
 
 def uniform_(tensor: Tensor, fan_in: int) -> None:
@@ -56,17 +57,18 @@ class Attention(nn.Module):
         hidden = None if mask is None else additive(mask, target.dtype)
         x = standardise(target)
         y = x if source is None else standardise(source)
-        # Whichever is smaller is multiplied by the norms' factors: the maps, or the steps.
+        # Whichever is smaller takes the norms' factors: the maps, or the steps.
         few = x.shape[0] * x.shape[1] < self.weight.shape[1]
         if not few and fits_blocks(x, y, self.heads):
-            factors, shift = self._factors()
-            maps = self.weight * factors.unsqueeze(1), shift, self.out.weight, self._out_bias()
+            weight, shift = self._scaled_maps()
+            maps = weight, shift, self.out.weight, self._out_bias()
             return self.dropout(
                 block_attention(x, None if source is None else y, *maps, heads=self.heads, hidden=hidden)
             )
-        query, key, value = (part.transpose(1, 2) for part in self._project(x, y, few=few))
+        mapped = self._of_scaled_steps(x, y) if few else self._of_scaled_maps(x, y)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in mapped)
         mixed = scaled_attention(query, key, value, None if hidden is None else hidden.unsqueeze(1))
-        return self._leave(mixed.transpose(1, 2).flatten(2))
+        return self._leave(mixed.transpose(1, 2).flatten(2), self.out.bias if few else self._out_bias())
 
     def at(self, sequence: Tensor, places: Sequence[int], *, mask: Tensor | None = None) -> Tensor:
         """Self-attention of (N, T, D) evaluated at the steps ``places`` only: (N, len(places), D).
@@ -75,12 +77,11 @@ class Attention(nn.Module):
         (W_q a)·(W_k b) = (W_k^T W_q a)·b. With few queries this is cheaper by about head_width / len(places).
         """
         steps = standardise(sequence)
-        factors, bias = self._factors()
-        weight = self.weight * factors.unsqueeze(1)
+        weight, shift = self._scaled_maps()
         chosen = torch.stack([steps[:, place] for place in places], dim=1)
         rows, count, width = chosen.shape
         by_head = weight.view(3, self.heads, self.head_width, width)
-        query = F.linear(chosen, weight[0], bias).view(-1, self.heads, self.head_width).transpose(0, 1)
+        query = F.linear(chosen, weight[0], shift).view(-1, self.heads, self.head_width).transpose(0, 1)
         reach = torch.bmm(query, by_head[1]).view(self.heads, rows, count, width)
         reach = reach.permute(1, 2, 0, 3).flatten(1, 2)  # (N, count * H, D)
         scores = torch.bmm(reach, steps.transpose(1, 2))
@@ -88,39 +89,41 @@ class Attention(nn.Module):
             scores = scores + additive(mask, scores.dtype)
         mean = torch.bmm(scores.softmax(dim=-1), steps).view(rows * count, self.heads, width).transpose(0, 1)
         value = torch.bmm(mean, by_head[2].transpose(1, 2))
-        return self._leave(value.transpose(0, 1).reshape(rows, count, -1))
+        return self._leave(value.transpose(0, 1).reshape(rows, count, -1), self._out_bias())
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """(3, D) factors of the standardised input per map, and the query's bias (H d): W (s * x + b) = W (s * x) + W b.
+    def _of_scaled_steps(self, target: Tensor, source: Tensor) -> list[Tensor]:
+        """Query, key and value (N, T, H d) as written: W (s * x + b). The softmax does not see the key's shift."""
+        factors, shift = self.scale * self.unit, self.shift * self.unit
+        scaled = (
+            torch.addcmul(shift[0], target, factors[0]),
+            source * factors[1],
+            torch.addcmul(shift[2], source, factors[2]),
+        )
+        return [F.linear(steps, own) for steps, own in zip(scaled, self.weight)]
+
+    def _of_scaled_maps(self, target: Tensor, source: Tensor) -> list[Tensor]:
+        """The same up to the value's shift, which enters in ``_out_bias``; one product for the maps of one input."""
+        weight, shift = self._scaled_maps()
+        parts = [(target, weight)] if target is source else [(target, weight[:1]), (source, weight[1:])]
+        mapped = [part for steps, own in parts for part in F.linear(steps, own.flatten(0, 1)).chunk(len(own), dim=-1)]
+        return [mapped[0] + shift, *mapped[1:]]
+
+    def _scaled_maps(self) -> tuple[Tensor, Tensor]:
+        """Maps (3, H d, D) of the standardised input and the query's bias (H d): W (s * x + b) = (W s) x + W b.
 
         The query's carry the scale 1 / sqrt(d). The key's W b adds the same to all scores of a query, which the softmax
         does not see; the value's passes through the weighted mean unchanged and is added in ``_out_bias``.
         """
-        return self.scale * self.unit, self.weight[0] @ (self.shift[0] * self.unit[0])
+        factors = self.scale * self.unit
+        return self.weight * factors.unsqueeze(1), self.weight[0] @ (self.shift[0] * self.unit[0])
 
     def _out_bias(self) -> Tensor:
         """(C,) the output map's bias, with the value's shift carried through the map."""
         return self.out.bias + self.out.weight @ (self.weight[2] @ self.shift[2])
 
-    def _leave(self, mixed: Tensor) -> Tensor:
+    def _leave(self, mixed: Tensor, bias: Tensor) -> Tensor:
         """The output map of (N, T, H d)."""
-        return self.dropout(F.linear(mixed, self.out.weight, self._out_bias()))
-
-    def _project(self, target: Tensor, source: Tensor, *, few: bool) -> list[Tensor]:
-        """Query, key and value (N, T, H, d). If ``few``, the steps take the factors, not the maps."""
-        factors, shift = self._factors()
-        if few:
-            inputs = zip((target, source, source), self.weight, factors)
-            mapped = [F.linear(steps * factor, own) for steps, own, factor in inputs]
-        else:
-            weight = self.weight * factors.unsqueeze(1)
-            alone = target is source  # one product for the maps of one input
-            parts = [(target, weight)] if alone else [(target, weight[:1]), (source, weight[1:])]
-            mapped = [
-                part for steps, own in parts for part in F.linear(steps, own.flatten(0, 1)).chunk(len(own), dim=-1)
-            ]
-        mapped[0] = mapped[0] + shift
-        return [part.unflatten(-1, (self.heads, self.head_width)) for part in mapped]
+        return self.dropout(F.linear(mixed, self.out.weight, bias))
 
 
 def scaled_attention(
@@ -129,7 +132,7 @@ def scaled_attention(
     """softmax(q k) v over (N, H, T, d), ``hidden`` added to the scores. Fused, except for short sequences on a CPU.
 
     There the fused kernel has more to do around the work than the work (measured at 51 steps: two plain products take
-    0.6 of its time, forward and backward, and less for one clip). On a CPU always in float32, where the kernel's 16-bit
+    0.6 of its time, forward and backward, and less for one clip, of 153 steps too). On a CPU always in float32, where the kernel's 16-bit
     backward pass is several times slower, and in tiles where weights are dropped, which that kernel cannot.
     The query carries the scale; ``dropout`` is the share of weights dropped now.
     """
@@ -137,7 +140,8 @@ def scaled_attention(
         return F.scaled_dot_product_attention(query, key, value, attn_mask=hidden, dropout_p=dropout, scale=1.0)
     with torch.autocast("cpu", enabled=False):
         query, key, value = query.float(), key.float(), value.float()
-        if query.shape[2] * key.shape[2] > _SHORT**2:
+        pairs = query.shape[2] * key.shape[2]
+        if pairs > _SHORT**2 and pairs * query.shape[:2].numel() > _SMALL:
             wide = None if hidden is None else hidden.float()
             if dropout > 0:
                 return dropped_attention(query, key, value, share=dropout, mask=wide)
