@@ -11,6 +11,7 @@ from toys import TINY_TEXT
 TINY: Mapping[str, Mapping[str, Any]] = {
     "text": TINY_TEXT,
     "mv2d": {"max_steps": 40, "width": 16, "heads": 2, "head_width": 8, "feed_forward": 8, "hidden": 12, "code": 8},
+    "bimha": {"width": 32, "heads": 2, "text_width": 32, "audio_width": 16, "vision_width": 16},
     "cmga": {"width": 16, "fusion_heads": 2},
     "lmr_cbt": {"width": 8, "heads": 2, "layers": 1},
     "scalevlad": {"width": 16, "heads": 2, "layers": 1, "head_layers": 1, "centres": 3, "prototypes": 3},
@@ -19,6 +20,7 @@ TINY: Mapping[str, Mapping[str, Any]] = {
     "mmim": {"fusion": 16},
     "mult": {"width": 8, "heads": 2, "layers": 1, "memory_layers": 1},
     "mcmult": {"width": 8, "heads": 2, "layers": 2, "memory_layers": 1},
+    "effmulti": {"width": 16},
     "emt_dlfr": {
         "width": 8,
         "heads": 2,
@@ -38,6 +40,7 @@ TINY: Mapping[str, Mapping[str, Any]] = {
 STILL: Mapping[str, Mapping[str, Any]] = {
     "text": {"noise": False, "head_dropout": 0.0},
     "mv2d": {"dropout": 0.0},
+    "bimha": {"dropout": 0.0},
     "cmga": {"dropout": 0.0},
     "lmr_cbt": {
         f"{name}_dropout": 0.0 for name in ("text", "recurrent", "embedding", "attention", "relu", "residual", "head")
@@ -52,5 +55,7 @@ STILL: Mapping[str, Mapping[str, Any]] = {
         name: {f"{part}_dropout": 0.0 for part in ("embedding", "attention", "relu", "residual", "head")}
         for name in ("mult", "mcmult")
     },
+    # neither of the two need come near 0
+    "effmulti": {"dropout": 0.0, "similarity": 0.0, "difference": 0.0},
     "emt_dlfr": {"attention_dropout": 0.0, "dropout": 0.0, "head_dropout": 0.0},
 }

@@ -5,6 +5,8 @@ Shapes: N rows, T steps, D width, H hidden width of one direction.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -12,11 +14,13 @@ from moodal.layers.dropout import Dropout
 from moodal.layers.masks import zero_padding
 
 
-class LSTM(nn.Module):
-    """Layers of long short-term memory over the real steps, in one direction or both.
+class _Recurrent(nn.Module):
+    """Layers of ``cell`` over the real steps, in one direction or both.
 
     Not a packed sequence, whose length is frozen in an exported graph; the numbers are the same.
     """
+
+    cell: ClassVar[type[nn.LSTM] | type[nn.GRU]]
 
     def __init__(
         self, width: int, hidden: int, *, layers: int = 1, bidirectional: bool = True, dropout: float = 0.0
@@ -24,8 +28,8 @@ class LSTM(nn.Module):
         super().__init__()
         self.hidden, self.out = hidden, hidden * (2 if bidirectional else 1)
         widths = [width] + [self.out] * (layers - 1)
-        self.ahead = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in widths)
-        self.back = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in widths if bidirectional)
+        self.ahead = nn.ModuleList(self.cell(size, hidden, batch_first=True) for size in widths)
+        self.back = nn.ModuleList(self.cell(size, hidden, batch_first=True) for size in widths if bidirectional)
         self.dropout = Dropout(dropout)  # between layers
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +60,18 @@ class LSTM(nn.Module):
         if len(self.back):
             last = torch.cat([last, states[:, 0, hidden:]], dim=-1)
         return last * (lengths > 0)[:, None]
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory."""
+
+    cell = nn.LSTM
+
+
+class GRU(_Recurrent):
+    """Gated recurrent units."""
+
+    cell = nn.GRU
 
 
 def _reversed(lengths: Tensor, steps: int) -> Tensor:
