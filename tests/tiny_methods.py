@@ -20,6 +20,7 @@ TINY: Mapping[str, Mapping[str, Any]] = {
     "mmim": {"fusion": 16},
     "mult": {"width": 8, "heads": 2, "layers": 1, "memory_layers": 1},
     "mcmult": {"width": 8, "heads": 2, "layers": 2, "memory_layers": 1},
+    "cold_fusion": {"width": 16, "hidden": 8},
     "effmulti": {"width": 16},
     "emt_dlfr": {
         "width": 8,
@@ -55,6 +56,8 @@ STILL: Mapping[str, Mapping[str, Any]] = {
         name: {f"{part}_dropout": 0.0 for part in ("embedding", "attention", "relu", "residual", "head")}
         for name in ("mult", "mcmult")
     },
+    # errors need not order like scores, nor variances be 1; each modality alone need not tell eight rows apart
+    "cold_fusion": {"dropout": 0.0, "calibration": 0.0, "ordinality": 0.0, "prior": 0.0, "unimodal": 0.0},
     # neither of the two need come near 0
     "effmulti": {"dropout": 0.0, "similarity": 0.0, "difference": 0.0},
     "emt_dlfr": {"attention_dropout": 0.0, "dropout": 0.0, "head_dropout": 0.0},

@@ -17,6 +17,7 @@ METHODS = Table(
         "mib": "moodal.methods.mib:MIB",
         "mmmie": "moodal.methods.mmmie:MMMIE",
         "mmim": "moodal.methods.mmim:MMIM",
+        "cold_fusion": "moodal.methods.cold_fusion:COLDFusion",
         "effmulti": "moodal.methods.effmulti:EffMulti",
         "emt_dlfr": "moodal.methods.emt_dlfr:EMTDLFR",
         "mult": "moodal.methods.mult:MulT",
