@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from moodal.core.errors import MoodalError
 from moodal.core.spec import Modality, Role
 
 T = TypeVar("T")
@@ -99,6 +100,13 @@ class Batch:
     @property
     def device(self) -> torch.device:
         return self.index.device
+
+    @property
+    def labels(self) -> Target:
+        """The target. Raises ``MoodalError`` if there is none: every loss needs it."""
+        if self.target is None:
+            raise MoodalError("This batch has no labels, and a loss needs them.")
+        return self.target
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with every tensor on ``device``."""

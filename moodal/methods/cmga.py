@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Stream
-from moodal.core.errors import MoodalError, check
+from moodal.core.errors import check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import DataSpec, Modality
 from moodal.layers.dropout import Dropout
@@ -103,10 +103,8 @@ class CMGA(Method):
 
     def loss(self, batch: Batch) -> Losses:
         """Mean absolute error, or cross-entropy."""
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
         output = self(batch)
-        task, rows = task_loss(output.prediction, batch.target, task=self.spec.task, kind=self.cfg.loss)
+        task, rows = task_loss(output.prediction, batch.labels, task=self.spec.task, kind=self.cfg.loss)
         return Losses(task, output, rows=rows, task=task)
 
     def pair_blocks(self, states: Mapping[Modality, Stream]) -> tuple[dict["Pair", Stream], Tensor]:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Stream, Target
-from moodal.core.errors import MoodalError, check
+from moodal.core.errors import check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import Classification, DataSpec, Task
 from moodal.layers.dropout import Dropout
@@ -104,9 +104,7 @@ class COLDFusion(Method):
 
     def loss(self, batch: Batch) -> Losses:
         """The task's loss, fused and of each modality; calibration, ordinality and the prior."""
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
-        cfg, target = self.cfg, batch.target
+        cfg, target = self.cfg, batch.labels
         output, latent = self._run(batch)
         settings: dict[str, Any] = {"task": self.spec.task, "kind": cfg.loss}
         task, rows = task_loss(output.prediction, target, **settings)

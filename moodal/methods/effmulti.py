@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Stream, Target
-from moodal.core.errors import MoodalError, check
+from moodal.core.errors import check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import DataSpec, Modality
 from moodal.layers.heads import Perceptron
@@ -94,17 +94,15 @@ class EffMulti(Method):
 
     def loss(self, batch: Batch) -> Losses:
         """The task's loss, similarity of the shared vectors, difference between a modality's shared and own vector."""
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
         cfg = self.cfg
         output, fused = self._run(batch)
-        total, rows = task_loss(output.prediction, batch.target, task=self.spec.task, kind=cfg.loss)
+        total, rows = task_loss(output.prediction, batch.labels, task=self.spec.task, kind=cfg.loss)
         parts = {"task": total}
         if fused.shared is not None:
-            parts["similarity"] = _mean(similarity(fused.shared, fused.present), batch.target)
+            parts["similarity"] = _mean(similarity(fused.shared, fused.present), batch.labels)
             total = total + cfg.similarity * parts["similarity"]
         if fused.shared is not None and fused.own is not None:
-            parts["difference"] = _mean(difference(fused.shared, fused.own, fused.present), batch.target)
+            parts["difference"] = _mean(difference(fused.shared, fused.own, fused.present), batch.labels)
             total = total + cfg.difference * parts["difference"]
         return Losses(total, output, rows=rows, **parts)
 

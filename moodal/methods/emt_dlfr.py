@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Stream, Target
-from moodal.core.errors import MoodalError, check
+from moodal.core.errors import check
 from moodal.core.method import Group, Losses, Method, MethodConfig, Output, Pass, Stage
 from moodal.core.spec import Classification, DataSpec, Modality, Needs, Task
 from moodal.layers.dropout import Dropout
@@ -180,10 +180,8 @@ class EMTDLFR(Method):
 
     def loss(self, batch: Batch) -> Losses:
         """Task loss of the incomplete view, attraction of the two, reconstruction of what is missing."""
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
         missing = {m: missing_steps(batch, m) for m in self.modalities}
-        return self.objective(self.inputs(batch), self.inputs(batch, degraded=True), missing, batch.target)
+        return self.objective(self.inputs(batch), self.inputs(batch, degraded=True), missing, batch.labels)
 
     def objective(
         self,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch
-from moodal.core.errors import MoodalError, check
+from moodal.core.errors import check
 from moodal.core.method import Losses, Method, MethodConfig, Output, Split
 from moodal.core.spec import Classification, DataSpec, Needs, Regression
 from moodal.layers.inputs import StreamInputs
@@ -89,10 +89,8 @@ class Linear(Method):
     def loss(self, batch: Batch) -> Losses:
         """The task's loss."""
         cfg, output = self.cfg, self(batch)
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
         task, rows = task_loss(
-            output.prediction, batch.target, task=self.spec.task, kind=cfg.loss, label_smoothing=cfg.label_smoothing
+            output.prediction, batch.labels, task=self.spec.task, kind=cfg.loss, label_smoothing=cfg.label_smoothing
         )
         return Losses(task, output, rows=rows, task=task)
 

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Stream, Target
-from moodal.core.errors import MoodalError, check
+from moodal.core.errors import check
 from moodal.core.method import Group, Losses, Method, MethodConfig, Output, Pass, Stage
 from moodal.core.spec import DataSpec, Modality
 from moodal.layers.bottleneck import Gaussian, GaussianBottleneck, product_of_experts
@@ -181,9 +181,7 @@ class MIB(Method):
 
     def loss(self, batch: Batch) -> Losses:
         """The task's loss of the final and of every single prediction, plus beta times the divergences of the codes."""
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
-        return self.objective(self.run(batch), batch.target)
+        return self.objective(self.run(batch), batch.labels)
 
     def objective(self, output: Output, target: Target) -> Losses:
         """``loss`` of what ``run`` gave: a mean over labelled rows, to which a modality adds in the rows that have it."""

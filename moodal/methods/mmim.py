@@ -44,7 +44,7 @@ import torch
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Target
-from moodal.core.errors import MoodalError, check
+from moodal.core.errors import check
 from moodal.core.method import Group, Losses, Method, MethodConfig, Output, Pass, Stage, Update
 from moodal.core.spec import Classification, DataSpec, Modality, Regression
 from moodal.layers.dropout import Dropout
@@ -165,7 +165,7 @@ class MMIM(Method):
 
     def step(self, batch: Batch, update: Update) -> Losses:
         """Second pass: everything else, with the entropy from the third batch of an epoch on; then the memory."""
-        place, summaries, target = update.progress, self.encode(batch), _target(batch)
+        place, summaries, target = update.progress, self.encode(batch), batch.labels
         now = self.projections(summaries, target)
         # An epoch has at most as many steps as rows, so its first step follows no other: it finds nothing.
         moment = place.epoch * (self.spec.size["train"] + 1) + place.step + 1
@@ -182,7 +182,7 @@ class MMIM(Method):
 
     def loss(self, batch: Batch) -> Losses:
         """task + alpha Σ contrast - beta Σ likelihood: the objective of the first batches of an epoch, without memory."""
-        summaries, target = self.encode(batch), _target(batch)
+        summaries, target = self.encode(batch), batch.labels
         return self.objective(summaries, target, self.projections(summaries, target), {}, counted=False)
 
     def encode(self, batch: Batch) -> dict[Modality, Summary]:
@@ -360,9 +360,3 @@ def _prediction(cfg: MmimConfig, width: int) -> nn.Sequential:
 
 def _sum(parts: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(parts.values())).sum()
-
-
-def _target(batch: Batch) -> Target:
-    if batch.target is None:
-        raise MoodalError("This batch has no labels, and a loss needs them.")
-    return batch.target

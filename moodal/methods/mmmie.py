@@ -178,10 +178,8 @@ class MMMIE(Method):
 
     def _objective(self, batch: Batch, codes: Codes, warmth: float) -> Losses:
         cfg, output = self.cfg, self._predict(batch, codes)
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
         task, rows = task_loss(
-            output.prediction, batch.target, task=self.spec.task, kind=cfg.loss, label_smoothing=cfg.label_smoothing
+            output.prediction, batch.labels, task=self.spec.task, kind=cfg.loss, label_smoothing=cfg.label_smoothing
         )
         total, parts = task, {"task": task}
         if self.shared is not None:

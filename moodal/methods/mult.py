@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Stream
-from moodal.core.errors import MoodalError, check
+from moodal.core.errors import check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import MODALITIES, Classification, DataSpec, Modality, Task
 from moodal.layers.crossmodal import CrossmodalDropout, CrossmodalEncoder
@@ -161,11 +161,9 @@ class MulT(Method):
 
     def loss(self, batch: Batch) -> Losses:
         """Mean absolute error, or cross-entropy."""
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
         cfg, output = self.cfg, self(batch)
         task, rows = task_loss(
-            output.prediction, batch.target, task=self.spec.task, kind=cfg.loss, label_smoothing=cfg.label_smoothing
+            output.prediction, batch.labels, task=self.spec.task, kind=cfg.loss, label_smoothing=cfg.label_smoothing
         )
         return Losses(task, output, rows=rows, task=task)
 

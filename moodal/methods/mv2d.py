@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Stream
-from moodal.core.errors import MoodalError, check
+from moodal.core.errors import check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import MODALITIES, DataSpec, Modality
 from moodal.layers.distillation import Norm, ViewHeads, Views
@@ -138,14 +138,12 @@ class MV2D(Method):
     def loss(self, batch: Batch) -> Losses:
         """Task losses of every prediction, and the three sums over views."""
         output, views, joint, present = self._run(batch)
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
         cfg, shared = self.cfg, {"kind": self.cfg.loss, "label_smoothing": self.cfg.label_smoothing}
         shared |= {"task": self.spec.task, "measure": cfg.measure}
         parts = view_losses(
             views.observations,
             views.codes,
-            batch.target,
+            batch.labels,
             present=present,
             priority=self.priority,
             pairs=self.pairs,
@@ -153,7 +151,7 @@ class MV2D(Method):
         )
         if joint is not None:
             whole = torch.ones_like(present[:1])
-            own = view_losses(joint.observations, joint.codes, batch.target, present=whole, **shared)
+            own = view_losses(joint.observations, joint.codes, batch.labels, present=whole, **shared)
             parts = ViewLosses(*(a + b for a, b in zip(parts, own)))
         total = (
             parts.task
@@ -161,7 +159,7 @@ class MV2D(Method):
             + cfg.consistency * parts.consistency
             + cfg.agreement * parts.agreement
         )
-        return Losses(total, output, rows=batch.target.valid.sum(), **parts._asdict())
+        return Losses(total, output, rows=batch.labels.valid.sum(), **parts._asdict())
 
     def _run(self, batch: Batch) -> tuple[Output, Views, Views | None, Tensor]:
         """The output, the views' and the joint predictions, and which views each row has, (n, N)."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Stream
-from moodal.core.errors import MoodalError, check
+from moodal.core.errors import check
 from moodal.core.method import Losses, Method, MethodConfig, Output, Update
 from moodal.core.spec import DataSpec, Modality
 from moodal.layers.heads import LinearHead
@@ -135,10 +135,8 @@ class ScaleVLAD(Method):
 
     def loss(self, batch: Batch) -> Losses:
         """The task's loss, and the clustering loss once there are pseudo-labels."""
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
         output = self(batch)
-        task, rows = task_loss(output.prediction, batch.target, task=self.spec.task, kind=self.cfg.loss)
+        task, rows = task_loss(output.prediction, batch.labels, task=self.spec.task, kind=self.cfg.loss)
         if self.clusters is None or int(self.clusters.clustered) < 0:
             return Losses(task, output, rows=rows, task=task)
         clustering = self.clusters(output.features["fused"], batch.index)

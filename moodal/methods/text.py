@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from moodal.core.batch import Batch, Stream, Target
-from moodal.core.errors import MoodalError, check
+from moodal.core.errors import check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import MODALITIES, DataSpec, Needs, Role, StreamSpec
 from moodal.layers.distillation import ViewHeads
@@ -187,11 +187,9 @@ class TEXT(Method):
     def loss(self, batch: Batch) -> Losses:
         """The task's loss, plus the router's two regularisers and the distillation if their weights are not 0."""
         output, decisions = self._run(batch)
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
         cfg = self.cfg
         task, rows = task_loss(
-            output.prediction, batch.target, task=self.spec.task, kind=cfg.loss, label_smoothing=cfg.label_smoothing
+            output.prediction, batch.labels, task=self.spec.task, kind=cfg.loss, label_smoothing=cfg.label_smoothing
         )
         total, parts = task, {"task": task}
         if decisions:
@@ -200,7 +198,7 @@ class TEXT(Method):
             if cfg.balance or cfg.router_z:
                 total = total + cfg.balance * parts["balance"] + cfg.router_z * parts["router_z"]
         if self.views is not None:
-            parts["distillation"] = self._distillation(self.views, batch, output, batch.target)
+            parts["distillation"] = self._distillation(self.views, batch, output, batch.labels)
             total = total + cfg.distillation * parts["distillation"]
         return Losses(total, output, rows=rows, **parts)
 

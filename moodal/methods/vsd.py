@@ -226,10 +226,8 @@ class VSD(Method):
 
     def loss(self, batch: Batch) -> Losses:
         """Classification, ranking and transport, and what is distilled."""
-        if batch.target is None:
-            raise MoodalError("This batch has no labels, and a loss needs them.")
         views = self.views(batch)
-        parts = objective(views, batch.target, batch.columns["infrared"], cfg=self.cfg, persons=self.persons)
+        parts = objective(views, batch.labels, batch.columns["infrared"], cfg=self.cfg, persons=self.persons)
         return Losses(parts.total(self.cfg), Output(self._embedding(views)), **parts._asdict())
 
     def _embedding(self, views: Mapping[str, View]) -> Tensor:
