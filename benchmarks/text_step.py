@@ -64,6 +64,7 @@ def build(theirs: nn.Module | None, *, compiled: bool) -> TEXT:
 def measure(ours: TEXT, theirs: nn.Module | None, *, rows: int, rounds: int) -> dict[str, Any]:
     """All numbers. Times are medians over ``rounds`` turns, in seconds unless the name says otherwise."""
     batch = make_batch(rows)
+    one = batch.rows(torch.tensor([0]))
     turns: dict[str, Callable[[], Any]] = {
         "step": lambda: step(ours, batch),
         "bf16": lambda: step(ours, batch, bf16=True),
@@ -90,7 +91,7 @@ def measure(ours: TEXT, theirs: nn.Module | None, *, rows: int, rounds: int) -> 
         "share_of_peak": formula / median["step"] / peak,
         "bf16_matmul_peak_gflop_per_s": 2 * 1536**3 / min(wall["bf16_peak"]) / 1e9,
         "bf16_step_s": median["bf16"],
-        "one_clip_ms": 1e3 * latency(lambda: ours(batch.rows(torch.tensor([0]))), ours),
+        "one_clip_ms": 1e3 * latency(lambda: ours(one), ours),
     }
     if theirs is not None:
         report |= compare(ours, theirs, batch, wall, cpu)
