@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from moodal.build import score_table, select
+from moodal.core.batch import Batch, Stream, Target
 from moodal.core.method import Group, Losses, Method, MethodConfig, Output, Pass, Stage
 from moodal.core.random import seed_all
 from moodal.core.settings import DataConfig, RunConfig, TextData, TrainConfig
@@ -226,6 +227,17 @@ KINDS: Mapping[str, tuple[type[Toy], Mapping[str, Any]]] = {
     "patience": (TwoStages, {"patience": 1, "rate": 0.3}),
     "augment": (Toy, {}),
 }
+
+
+def ragged_batch(widths: Mapping[str, int], rows: int = 4, steps: int = 5) -> Batch:
+    """Random streams of up to ``steps`` steps, the same of a row in all of them, and a number as its label."""
+    mask = torch.arange(steps) < torch.randint(1, steps + 1, (rows, 1))
+    return Batch(
+        ids=tuple(map(str, range(rows))),
+        index=torch.arange(rows),
+        streams={m: Stream(torch.randn(rows, steps, w) * mask[..., None], mask) for m, w in widths.items()},  # type: ignore[misc]
+        target=Target(torch.randn(rows), torch.ones(rows, dtype=torch.bool)),
+    )
 
 
 def toy_config(

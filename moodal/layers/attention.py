@@ -132,8 +132,9 @@ def scaled_attention(
     """softmax(q k) v over (N, H, T, d), ``hidden`` added to the scores. Fused, except for short sequences on a CPU.
 
     There the fused kernel has more to do around the work than the work (measured at 51 steps: two plain products take
-    0.6 of its time, forward and backward, and less for one clip, of 153 steps too). On a CPU always in float32, where the kernel's 16-bit
-    backward pass is several times slower, and in tiles where weights are dropped, which that kernel cannot.
+    0.6 of its time, forward and backward, and less for one clip, of 153 steps too). On a CPU always in float32, where
+    the kernel's 16-bit backward pass is several times slower, and in tiles where weights are dropped, which that kernel
+    cannot.
     The query carries the scale; ``dropout`` is the share of weights dropped now.
     """
     if query.device.type != "cpu":

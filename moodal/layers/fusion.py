@@ -6,6 +6,11 @@ import torch
 from torch import Tensor, nn
 
 
+def weighted_sum(weights: Tensor, vectors: Tensor) -> Tensor:
+    """(N, M), (N, M, D) -> (N, D)."""
+    return torch.bmm(weights.unsqueeze(1), vectors).squeeze(1)
+
+
 class GatedFusion(nn.Module):
     """Softmax weights from all ``inputs`` vectors together, then their weighted sum. Rao et al., AAAI 2026, section 3."""
 
@@ -16,7 +21,7 @@ class GatedFusion(nn.Module):
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """(N, M, D) -> (N, D), (N, M)."""
         gates = self.gate(vectors.flatten(1)).softmax(dim=-1)
-        return torch.bmm(gates.unsqueeze(1), vectors).squeeze(1), gates
+        return weighted_sum(gates, vectors), gates
 
 
 class MeanFusion(nn.Module):

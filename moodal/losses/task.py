@@ -25,16 +25,24 @@ def task_loss(
     ``prediction``: (N,) for regression (``kind`` chooses the loss), (N, C) logits for classification (cross-entropy).
     Raises ``MoodalError`` if the shapes of prediction and target do not fit the task.
     """
-    rows = target.valid.sum()
+    losses = row_losses(prediction, target, task=task, kind=kind, label_smoothing=label_smoothing)
+    return labelled_mean(losses, target), target.valid.sum()
+
+
+def row_losses(
+    prediction: Tensor, target: Target, *, task: Task, kind: RegressionLoss = "mse", label_smoothing: float = 0.0
+) -> Tensor:
+    """(N,) the loss of each row, as in ``task_loss``; finite, and without meaning, where a row has no label."""
     if isinstance(task, Classification):
-        losses = _cross_entropy(prediction, target, label_smoothing)
-    else:
-        _check(prediction.dim() == 1, prediction, target, "(N,)")
-        value = target.value.where(
-            target.valid, prediction.detach()
-        )  # an unlabelled row may hold anything, NaN included
-        losses = _REGRESSION[kind](prediction, value.to(prediction.dtype), reduction="none")
-    return (losses * target.valid).sum() / rows.clamp(min=1), rows
+        return _cross_entropy(prediction, target, label_smoothing)
+    _check(prediction.dim() == 1, prediction, target, "(N,)")
+    value = target.value.where(target.valid, prediction.detach())  # an unlabelled row may hold anything, NaN included
+    return _REGRESSION[kind](prediction, value.to(prediction.dtype), reduction="none")
+
+
+def labelled_mean(values: Tensor, target: Target) -> Tensor:
+    """Mean of (N,) values over the rows with a label; 0 if there are none."""
+    return (values * target.valid).sum() / target.valid.sum().clamp(min=1)
 
 
 def _cross_entropy(logits: Tensor, target: Target, label_smoothing: float) -> Tensor:

@@ -26,21 +26,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moodal.core.batch import Batch, Stream, Target
+from moodal.core.batch import Batch, Stream
 from moodal.core.errors import check
 from moodal.core.method import Losses, Method, MethodConfig, Output
-from moodal.core.spec import Classification, DataSpec, Task
+from moodal.core.spec import DataSpec
 from moodal.layers.dropout import Dropout
+from moodal.layers.fusion import weighted_sum
 from moodal.layers.heads import LinearHead
 from moodal.layers.inputs import StreamInputs
 from moodal.layers.masks import masked_mean, masked_softmax
 from moodal.layers.recurrent import GRU
 from moodal.losses.gaussian import standard_kl
-from moodal.losses.task import RegressionLoss, task_loss
+from moodal.losses.task import RegressionLoss, row_losses, task_loss
 
+#: how wrong a modality is where numbers are predicted: the squared error, whatever the task's loss.
+ERROR: RegressionLoss = "mse"
 #: logarithms of variances lie between minus this and this.
 LARGEST = 10.0
 
@@ -106,23 +108,20 @@ class COLDFusion(Method):
         """The task's loss, fused and of each modality; calibration, ordinality and the prior."""
         cfg, target = self.cfg, batch.labels
         output, latent = self._run(batch)
-        settings: dict[str, Any] = {"task": self.spec.task, "kind": cfg.loss}
-        task, rows = task_loss(output.prediction, target, **settings)
+        task, rows = task_loss(output.prediction, target, task=self.spec.task, kind=cfg.loss)
         alone = [head(latent.mean[:, place]) for place, head in enumerate(self.alone.values())]
         there = latent.present & target.valid[:, None]
-        targets = [Target(target.value, valid) for valid in there.unbind(dim=1)]
-        # A modality's mean is over the rows that have it; weighed so that all rows count alike.
-        own = [task_loss(told, each, **settings) for told, each in zip(alone, targets)]
-        unimodal = torch.stack([mean * count for mean, count in own]).sum() / rows.clamp(min=1)
-        errors = torch.stack([distance(told, each, task=self.spec.task) for told, each in zip(alone, targets)], dim=1)
-        errors = (errors.detach() if cfg.detach_errors else errors) / cfg.temperature
+        own, squared = (
+            torch.stack([row_losses(told, target, task=self.spec.task, kind=kind) for told in alone], dim=1)
+            for kind in (cfg.loss, ERROR)
+        )
+        errors = (squared.detach() if cfg.detach_errors else squared) / cfg.temperature
         scores = latent.score / cfg.temperature
-        divergence = standard_kl(latent.mean, latent.deviation) * there
         parts = {
-            "unimodal": unimodal,
+            "unimodal": (own * there).sum() / rows.clamp(min=1),
             "calibration": matching(errors, scores, there).sum(),
             "ordinality": matching(errors.flatten(), scores.flatten(), there.flatten()),
-            "prior": divergence.sum() / rows.clamp(min=1),
+            "prior": (standard_kl(latent.mean, latent.deviation) * there).sum() / rows.clamp(min=1),
         }
         weights = (cfg.unimodal, cfg.calibration, cfg.ordinality, cfg.prior)
         total = task + sum(weight * part for weight, part in zip(weights, parts.values()))
@@ -135,7 +134,7 @@ class COLDFusion(Method):
         present = torch.stack([stream.mask.any(dim=1) for stream in streams.values()], dim=1)
         latent = Latent(mean, deviation, uncertainty(deviation), present)
         weights = fusion_weights(latent.score, present)
-        fused = torch.bmm(weights.unsqueeze(1), mean).squeeze(1)
+        fused = weighted_sum(weights, mean)
         inspection = {"gates": weights.detach(), "uncertainty": latent.score.detach()}
         return Output(self.head(fused), {"means": mean, "fused": fused}, inspection), latent
 
@@ -177,13 +176,6 @@ def uncertainty(deviation: Tensor) -> Tensor:
 def fusion_weights(score: Tensor, present: Tensor) -> Tensor:
     """(N, M) uncertainties -> (N, M) inverse shares (1 / s_m) / Σ 1 / s_n of the modalities that are present."""
     return masked_softmax(-score.log(), present)
-
-
-def distance(prediction: Tensor, target: Target, *, task: Task) -> Tensor:
-    """(N,) how wrong each row is: squared error, or cross-entropy; 0 where it has no label."""
-    if isinstance(task, Classification):
-        return F.cross_entropy(prediction, target.value.where(target.valid, 0).long(), reduction="none") * target.valid
-    return (prediction - target.value.where(target.valid, prediction.detach()).to(prediction.dtype)).square()
 
 
 def matching(errors: Tensor, scores: Tensor, there: Tensor) -> Tensor:

@@ -24,16 +24,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moodal.core.batch import Batch, Stream, Target
+from moodal.core.batch import Batch, Stream
 from moodal.core.errors import check
 from moodal.core.method import Losses, Method, MethodConfig, Output
 from moodal.core.spec import DataSpec, Modality
+from moodal.layers.fusion import weighted_sum
 from moodal.layers.heads import Perceptron
 from moodal.layers.inputs import StreamInputs
 from moodal.layers.masks import masked_mean, masked_softmax
 from moodal.layers.recurrent import GRU
 from moodal.layers.summaries import FirstStep
-from moodal.losses.task import RegressionLoss, task_loss
+from moodal.losses.task import RegressionLoss, labelled_mean, task_loss
 
 View = Literal["joined", "shared", "individual"]
 VIEWS: tuple[View, ...] = ("joined", "shared", "individual")
@@ -99,10 +100,10 @@ class EffMulti(Method):
         total, rows = task_loss(output.prediction, batch.labels, task=self.spec.task, kind=cfg.loss)
         parts = {"task": total}
         if fused.shared is not None:
-            parts["similarity"] = _mean(similarity(fused.shared, fused.present), batch.labels)
+            parts["similarity"] = labelled_mean(similarity(fused.shared, fused.present), batch.labels)
             total = total + cfg.similarity * parts["similarity"]
         if fused.shared is not None and fused.own is not None:
-            parts["difference"] = _mean(difference(fused.shared, fused.own, fused.present), batch.labels)
+            parts["difference"] = labelled_mean(difference(fused.shared, fused.own, fused.present), batch.labels)
             total = total + cfg.difference * parts["difference"]
         return Losses(total, output, rows=rows, **parts)
 
@@ -128,12 +129,11 @@ class _Encoder(nn.Module):
 
     def forward(self, stream: Stream) -> Tensor:
         """Zeros for a row without real steps."""
-        vector = self.read(stream.data, stream.mask)[1] if isinstance(self.read, GRU) else self._text(stream)
+        if isinstance(self.read, GRU):
+            _, vector = self.read(stream.data, stream.mask)
+        else:
+            vector = self.read(self.first(stream).vector)
         return self.norm(vector) * stream.mask.any(dim=1, keepdim=True)
-
-    def _text(self, stream: Stream) -> Tensor:
-        found: Tensor = self.read(self.first(stream).vector)
-        return found
 
 
 @dataclass(frozen=True)
@@ -179,10 +179,10 @@ class HierarchicalFusion(nn.Module):
         if "individual" in self.views:
             own = vectors * self.scale + self.shift
             weights = masked_softmax(self.modality_scores(own), present)
-            seen["individual"] = _weighted(weights, own)
+            seen["individual"] = weighted_sum(weights, own)
         views = torch.stack([seen[view] for view in self.views], dim=1)
         shares = self.view_scores(views).softmax(dim=-1)
-        vector = _weighted(shares, views)
+        vector = weighted_sum(shares, views)
         if self.product and len(self.views) > 1:
             vector = vector + views.prod(dim=1)
         return Fused(self.norm(vector), present, shared, own, weights, shares)
@@ -219,13 +219,3 @@ def difference(shared: Tensor, own: Tensor, present: Tensor) -> Tensor:
     """(N,) mean over the modalities present of cos(s_m, p_m)^2, between 0 and 1."""
     alike = F.cosine_similarity(shared, own, dim=-1).square()
     return masked_mean(alike.unsqueeze(-1), present).squeeze(-1)
-
-
-def _weighted(weights: Tensor, vectors: Tensor) -> Tensor:
-    """(N, K), (N, K, D) -> (N, D)."""
-    return torch.bmm(weights.unsqueeze(1), vectors).squeeze(1)
-
-
-def _mean(values: Tensor, target: Target) -> Tensor:
-    """Over the labelled rows, as the task's loss is."""
-    return (values * target.valid).sum() / target.valid.sum().clamp(min=1)

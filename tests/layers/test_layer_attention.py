@@ -13,9 +13,9 @@ from moodal.layers.transformer import CrossAlignment, LinearAlignment, SequenceE
 SIZES = {"heads": 2, "head_width": 5}
 
 
-def attention(width: int = 8) -> Attention:
+def attention(width: int = 8, *, head_width: int = 5) -> Attention:
     torch.manual_seed(0)
-    block = Attention(width, **SIZES)
+    block = Attention(width, heads=2, head_width=head_width)
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return block
@@ -36,9 +36,9 @@ def plain(block: Attention, target: Tensor, source: Tensor, mask: Tensor | None)
     return torch.cat(heads, dim=-1) @ block.out.weight.T + block.out.bias
 
 
-def case(*, masked: bool, cross: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    target = torch.randn(3, 7, 8)
-    source = torch.randn(3, 6, 8) if cross else target
+def case(*, masked: bool, cross: bool, rows: int = 3, steps: int = 7) -> tuple[Tensor, Tensor, Tensor | None]:
+    target = torch.randn(rows, steps, 8)
+    source = torch.randn(rows, steps - 1, 8) if cross else target
     mask = torch.rand(source.shape[:2]) < 0.6
     mask[:, 0] = True
     return target, source, mask if masked else None
@@ -46,9 +46,12 @@ def case(*, masked: bool, cross: bool) -> tuple[Tensor, Tensor, Tensor | None]:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("cross", [False, True])
-def test_equals_separate_norms_in_value_and_gradient(masked: bool, cross: bool):
-    block = attention()
-    target, source, mask = case(masked=masked, cross=cross)
+@pytest.mark.parametrize(
+    ("head_width", "rows", "steps"), [(5, 3, 7), (20, 3, 7), (50, 1, 80)], ids=["steps", "few steps", "one long clip"]
+)
+def test_equals_separate_norms_in_value_and_gradient(masked: bool, cross: bool, head_width: int, rows: int, steps: int):
+    block = attention(head_width=head_width)
+    target, source, mask = case(masked=masked, cross=cross, rows=rows, steps=steps)
     results = []
     for function in (lambda t, s: block(t, s if cross else None, mask=mask), lambda t, s: plain(block, t, s, mask)):
         t = target.clone().requires_grad_()

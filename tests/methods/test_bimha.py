@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import ragged_batch
 
 from moodal.core.batch import Batch, Stream
 from moodal.core.errors import MoodalError
@@ -37,11 +38,8 @@ def method(**settings) -> BIMHA:
     return BIMHA(BimhaConfig(**small), SPEC).eval()
 
 
-def batch(rows: int = 4, steps: int = 5) -> Batch:
-    lengths = torch.randint(1, steps + 1, (rows,))
-    mask = torch.arange(steps) < lengths[:, None]
-    streams = {m: Stream(torch.randn(rows, steps, w) * mask[..., None], mask) for m, w in WIDTHS.items()}
-    return Batch(ids=tuple(map(str, range(rows))), index=torch.arange(rows), streams=streams)
+def batch() -> Batch:
+    return ragged_batch(WIDTHS)
 
 
 def entering(block: PairProducts, given: dict[str, Summary], pair: str) -> Tensor:

@@ -12,7 +12,7 @@ from moodal.core.batch import Batch, Stream
 from moodal.core.errors import MoodalError
 from moodal.core.spec import DataSpec, Regression, StreamSpec
 from moodal.layers.gated_attention import ForgetGateAttention
-from moodal.layers.recurrent import LSTM
+from moodal.layers.recurrent import GRU, LSTM
 from moodal.methods.cmga import CMGA, CmgaConfig
 
 WIDTHS = {"text": 6, "audio": 4, "vision": 5}
@@ -153,10 +153,11 @@ def test_the_gate_learns():
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-def test_the_recurrent_encoder_reads_real_steps_as_a_packed_one_does(bidirectional):
+@pytest.mark.parametrize("encoder", [LSTM, GRU])
+def test_the_recurrent_encoder_reads_real_steps_as_a_packed_one_does(encoder, bidirectional):
     torch.manual_seed(3)
-    ours = LSTM(4, 3, layers=2, bidirectional=bidirectional)
-    theirs = nn.LSTM(4, 3, num_layers=2, bidirectional=bidirectional, batch_first=True)
+    ours = encoder(4, 3, layers=2, bidirectional=bidirectional)
+    theirs = encoder.cell(4, 3, num_layers=2, bidirectional=bidirectional, batch_first=True)
     state = theirs.state_dict()
     for name in state:
         kind, layer = name.removesuffix("_reverse").rsplit("_l", 1)
@@ -165,7 +166,8 @@ def test_the_recurrent_encoder_reads_real_steps_as_a_packed_one_does(bidirection
     given = stream(5, 7, 4)
     lengths = given.mask.sum(dim=1)
     packed = nn.utils.rnn.pack_padded_sequence(given.data, lengths, batch_first=True, enforce_sorted=False)
-    expected, (last, _) = theirs(packed)
+    expected, state = theirs(packed)
+    last = state[0] if encoder is LSTM else state
     expected, _ = nn.utils.rnn.pad_packed_sequence(expected, batch_first=True, total_length=7)
     states, end = ours(given.data, given.mask)
     torch.testing.assert_close(states, expected)

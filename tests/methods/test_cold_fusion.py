@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from toys import ragged_batch
 
 from moodal.core.batch import Batch, Stream, Target
 from moodal.core.errors import MoodalError
@@ -23,15 +24,8 @@ def method(widths: dict[str, int] = WIDTHS, **settings) -> COLDFusion:
     return COLDFusion(ColdFusionConfig(**({"width": 8, "hidden": 4} | settings)), spec).eval()
 
 
-def batch(rows: int = 4, steps: int = 5) -> Batch:
-    lengths = torch.randint(1, steps + 1, (rows,))
-    mask = torch.arange(steps) < lengths[:, None]
-    return Batch(
-        ids=tuple(map(str, range(rows))),
-        index=torch.arange(rows),
-        streams={m: Stream(torch.randn(rows, steps, w) * mask[..., None], mask) for m, w in WIDTHS.items()},
-        target=Target(torch.randn(rows), torch.ones(rows, dtype=torch.bool)),
-    )
+def batch() -> Batch:
+    return ragged_batch(WIDTHS)
 
 
 def all_of(values: Tensor) -> Tensor:

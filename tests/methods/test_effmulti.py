@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from toys import ragged_batch
 
-from moodal.core.batch import Batch, Stream, Target
+from moodal.core.batch import Batch, Stream
 from moodal.core.errors import MoodalError
 from moodal.core.spec import DataSpec, Regression, StreamSpec
 from moodal.methods.effmulti import VIEWS, EffMulti, EffMultiConfig, HierarchicalFusion, difference, similarity
@@ -32,15 +33,8 @@ def fusion(views: tuple = VIEWS, *, product: bool = True) -> HierarchicalFusion:
     return block
 
 
-def batch(rows: int = 4, steps: int = 5) -> Batch:
-    lengths = torch.randint(1, steps + 1, (rows,))
-    mask = torch.arange(steps) < lengths[:, None]
-    return Batch(
-        ids=tuple(map(str, range(rows))),
-        index=torch.arange(rows),
-        streams={m: Stream(torch.randn(rows, steps, w) * mask[..., None], mask) for m, w in WIDTHS.items()},
-        target=Target(torch.randn(rows), torch.ones(rows, dtype=torch.bool)),
-    )
+def batch() -> Batch:
+    return ragged_batch(WIDTHS)
 
 
 def test_parameters_of_the_specification():
