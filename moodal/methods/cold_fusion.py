@@ -111,11 +111,11 @@ class COLDFusion(Method):
         task, rows = task_loss(output.prediction, target, task=self.spec.task, kind=cfg.loss)
         alone = [head(latent.mean[:, place]) for place, head in enumerate(self.alone.values())]
         there = latent.present & target.valid[:, None]
-        own, squared = (
+        own, errors = (
             torch.stack([row_losses(told, target, task=self.spec.task, kind=kind) for told in alone], dim=1)
             for kind in (cfg.loss, ERROR)
         )
-        errors = (squared.detach() if cfg.detach_errors else squared) / cfg.temperature
+        errors = (errors.detach() if cfg.detach_errors else errors) / cfg.temperature
         scores = latent.score / cfg.temperature
         parts = {
             "unimodal": (own * there).sum() / rows.clamp(min=1),
